@@ -1,0 +1,49 @@
+# Needs make and Python 3.11 or later, nothing else. `make` alone prints the menu.
+
+PYTHON ?= python3
+VENV := .venv
+# The tool that writes the lock lives apart, so that it is never part of what it locks.
+LOCKER := .cache/lock
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env demo test lock clean python
+
+help: ## Show this menu
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+env: $(VENV)/project.stamp ## Install the locked packages and the project in .venv
+
+demo: env ## Install, then train a small block-recurrent language model on real text
+	$(VENV)/bin/python -m experiments.block_recurrent \
+		--config=configs/block_recurrent.py:demo --workdir=runs/demo
+
+test: env ## Install, then run every check
+	$(VENV)/bin/python -m pytest
+
+lock: python ## Resolve the newest allowed packages into requirements/lock.txt
+	"$(PYTHON)" -m venv --clear $(LOCKER)
+	$(LOCKER)/bin/python $(PIP_INSTALL) uv
+	$(LOCKER)/bin/python -m uv pip compile setup.py requirements/build.in --extra test \
+		--universal --python-version 3.11 --generate-hashes --upgrade --quiet \
+		--custom-compile-command "make lock" --output-file requirements/lock.txt
+
+clean: ## Remove .venv, caches and build outputs (what runs wrote in runs/ stays)
+	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python:
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("jaxlab needs Python 3.11 or later, but $(PYTHON) is Python %d.%d; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
+
+# The environment is rebuilt whole when the lock changes: no package of an older lock stays.
+$(VENV)/lock.stamp: requirements/lock.txt | python
+	@echo "installing the packages of requirements/lock.txt in $(VENV) (about 1 GB)"
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) --requirement requirements/lock.txt
+	@touch $@
+
+$(VENV)/project.stamp: $(VENV)/lock.stamp setup.py pyproject.toml jaxlab/_version.py
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
