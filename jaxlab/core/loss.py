@@ -1,0 +1,63 @@
+"""Batches and losses that average exactly over uneven batches, micro-batches and shards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Batch = Mapping[str, jax.Array]
+"""Arrays by documented key: `inputs`, `targets`, `mask`, `start`, `position`, `index`, `domain`."""
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""`{name: (mean, weight)}` scalars; means over parts combine by their weights."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What an objective returns.
+
+    Attributes:
+      value: float32 scalar, the mean that is minimised.
+      weight: float32 scalar, what the mean was taken over (tokens, examples). The mean over two
+        batches is `(a.value * a.weight + b.value * b.weight) / (a.weight + b.weight)`.
+      metrics: `{name: (mean, weight)}`, each with a weight of its own.
+      carry: the recurrent state after the batch, or None for models without one.
+    """
+
+    value: jax.Array
+    weight: jax.Array
+    metrics: Metrics = dataclasses.field(default_factory=dict)
+    carry: Any = None
+
+
+Objective = Callable[[Callable[..., Any], Batch, Any, jax.Array | None], Loss]
+"""`objective(model, batch, carry, key) -> Loss`, pure, for any callable `model`."""
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean of `values` where `mask` is true, and how many there are; zero where there are none.
+
+    Args:
+      values: float array.
+      mask: bool or 0/1 array of the same shape.
+
+    >>> import jax.numpy as jnp
+    >>> [float(x) for x in masked_mean(jnp.array([1., 2., 9.]), jnp.array([True, True, False]))]
+    [1.5, 2.0]
+    """
+    mask = mask.astype(jnp.float32)
+    weight = mask.sum()
+    return (values.astype(jnp.float32) * mask).sum() / jnp.maximum(weight, 1.0), weight
+
+
+def add_metrics(sums: Metrics, metrics: Metrics) -> Metrics:
+    """Adds `{name: (mean, weight)}` to running `{name: (sum, weight)}`."""
+    return {
+        name: (sums[name][0] + mean * weight, sums[name][1] + weight)
+        for name, (mean, weight) in metrics.items()
+    }

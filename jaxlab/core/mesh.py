@@ -1,0 +1,159 @@
+"""Device meshes, and one ordered table from logical axes to mesh axes.
+
+Models name the logical axes of their parameters (`axes=('embed', 'mlp')`) and activations
+(`constrain(x, 'batch', 'length', 'embed')`) and know no mesh. One device is a mesh of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.core.errors import UsageError
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+
+# Earlier rows take a mesh axis first; a logical axis that is not listed is replicated.
+RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("length", ("sequence",)),
+    ("vocab", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("embed", ("fsdp",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1, which takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """Builds a mesh of all axes (of size 1 where unused) over `devices`, by default all there are.
+
+    Raises:
+      UsageError: sizes that do not multiply to the number of devices.
+
+    >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
+    """
+    config = MeshConfig() if config is None else config
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UsageError(f"mesh sizes must be positive and at most one -1, got {_show(sizes)}")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise UsageError(f"mesh {_show(sizes)} does not fill {len(devices)} devices; let one be -1")
+    return jax.make_mesh(
+        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def _show(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+
+
+def partition(
+    axes: Sequence[str | None] | None, shape: Sequence[int], mesh: Mesh, rules: Rules = RULES
+) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
+    """Turns the logical axes of one array into a PartitionSpec.
+
+    `axes` name the last dimensions of `shape` (a stacked layer axis on the left is replicated).
+    A mesh axis is used once an array, by the first rule that asks for it.
+
+    Returns:
+      The spec, and the axes that a rule would shard but whose size does not divide, as
+      `(logical axis, size, number of shards)`.
+    """
+    axes = (None,) * (len(shape) - len(axes or ())) + tuple(axes or ())
+    spec: list[Any] = [None] * len(shape)
+    used: set[str] = set()
+    dropped = []
+    for logical, mesh_axes in rules:
+        for dim, name in enumerate(axes):
+            wanted = tuple(a for a in mesh_axes if mesh.shape.get(a, 1) > 1 and a not in used)
+            if name != logical or not wanted or spec[dim] is not None:
+                continue
+            shards = math.prod(mesh.shape[a] for a in wanted)
+            if shape[dim] % shards:
+                dropped.append((logical, shape[dim], shards))
+                continue
+            spec[dim] = wanted[0] if len(wanted) == 1 else wanted
+            used.update(wanted)
+    return PartitionSpec(*spec), dropped
+
+
+def param_shardings(
+    params: Mapping[str, Any],
+    axes: Mapping[str, Sequence[str | None] | None],
+    mesh: Mesh,
+    rules: Rules = RULES,
+    *,
+    strict: bool = False,
+) -> tuple[dict[str, NamedSharding], list[str]]:
+    """Shardings of flat parameters (arrays or shapes), and a line for every axis left replicated.
+
+    Raises:
+      UsageError: under `strict`, an axis that does not divide; names parameter, axis and sizes.
+    """
+    shardings, notes = {}, []
+    for path, p in params.items():
+        spec, dropped = partition(axes.get(path), p.shape, mesh, rules)
+        shardings[path] = NamedSharding(mesh, spec)
+        for logical, size, shards in dropped:
+            notes.append(f"{path}: axis {logical!r} of size {size} does not divide by {shards}")
+    if strict and notes:
+        raise UsageError(f"{notes[0]}; change the size or the mesh, or allow replication")
+    return shardings, notes
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Sharding of arrays whose first dimension is the batch."""
+    names = dict(rules).get("batch", ())
+    wanted = tuple(axis for axis in names if mesh.shape.get(axis, 1) > 1)
+    return NamedSharding(mesh, PartitionSpec(wanted or None))
+
+
+_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Within this context `constrain` places activations on `mesh` by `rules`."""
+    token = _rules.set(rules)
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _rules.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Shards an activation by its logical axes; does nothing without a mesh.
+
+    Args:
+      x: an array of rank `len(axes)`.
+      axes: a logical axis name, or None, for each dimension.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec, _ = partition(axes, x.shape, mesh, _rules.get())
+    return jax.lax.with_sharding_constraint(x, spec)

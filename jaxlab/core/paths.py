@@ -1,0 +1,91 @@
+"""Flat trees: one dict from a '/'-joined path to an array, in natural order.
+
+`{'blocks/2/mlp/up/kernel': ..., 'blocks/10/mlp/up/kernel': ...}` is the form of parameters
+everywhere in the house. Parts of it are chosen by shell-style patterns over the paths, in which
+`*` also crosses '/': `'blocks/*/mlp/*'`, `'*/kernel'`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from jaxlab.core.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+def natural_key(path: str) -> tuple:
+    """Sort key under which 'blocks/2' comes before 'blocks/10'.
+
+    >>> sorted(['b/10', 'b/2', 'a'], key=natural_key)
+    ['a', 'b/2', 'b/10']
+    """
+    pieces = re.split(r"(\d+)", path)
+    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in pieces)
+
+
+def natural_sort(flat: Mapping[str, T]) -> dict[str, T]:
+    """Returns the same mapping with its paths in natural order."""
+    return {path: flat[path] for path in sorted(flat, key=natural_key)}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns nested dicts into one flat dict of '/'-joined paths; anything else is a leaf.
+
+    >>> flatten({'a': {'b': 1}, 'c': 2})
+    {'a/b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, path + "/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    >>> unflatten({'a/b': 1, 'c': 2})
+    {'a': {'b': 1}, 'c': 2}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def matches(path: str, patterns: str | Iterable[str]) -> bool:
+    """Says whether `path` fits any of the patterns.
+
+    >>> matches('blocks/0/mlp/up/kernel', ['*/kernel'])
+    True
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def select(paths: Iterable[str], patterns: str | Iterable[str]) -> dict[str, bool]:
+    """Marks the paths that fit any of the patterns.
+
+    Raises:
+      UsageError: a pattern that fits no path, with the nearest path.
+
+    >>> select(['a/kernel', 'a/bias'], '*/kernel')
+    {'a/kernel': True, 'a/bias': False}
+    """
+    paths = list(paths)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            raise UsageError(f"pattern {pattern!r} fits no parameter{nearest(pattern, paths)}")
+    return {path: matches(path, patterns) for path in paths}

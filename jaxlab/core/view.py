@@ -1,0 +1,162 @@
+"""The functional view of any NNX model: flat parameters, a pure apply, outputs by path.
+
+Probes, masks, interpolation, training and evaluation see a model only through its `View`.
+Nothing is asked of the model beyond being an `nnx.Module`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxlab.core.errors import UsageError, nearest
+from jaxlab.core.paths import matches, natural_sort
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A model as pure functions of its flat parameters.
+
+    Attributes:
+      params: `{path: array}`, the `nnx.Param` variables in natural order. A module that is used
+        twice appears once, under its first path.
+      state: `{path: array}`, every other variable (running statistics, stored random counters).
+      axes: `{path: logical axis names or None}`, from the `axes=` metadata of each parameter.
+
+    Example, on a model that this library has never seen:
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> view = View.of(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> sorted(view.params)
+    ['bias', 'kernel']
+    >>> zeros = {path: jnp.zeros_like(p) for path, p in view.params.items()}
+    >>> view.apply(zeros, jnp.ones((1, 2))).tolist()
+    [[0.0, 0.0, 0.0]]
+    """
+
+    params: Params
+    state: dict[str, Any]
+    axes: dict[str, tuple[str | None, ...] | None]
+    _graph: Any = dataclasses.field(repr=False)
+    _param_keys: dict[str, tuple] = dataclasses.field(repr=False)
+    _state_keys: dict[str, tuple] = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> View:
+        """The view of a model; the arrays are shared with it, not copied."""
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        flat, rest = dict(nnx.to_flat_state(params)), dict(nnx.to_flat_state(rest))
+        keys = natural_sort({_join(key): key for key in flat})
+        state_keys = natural_sort({_join(key): key for key in rest})
+        return cls(
+            params={path: flat[key].get_value() for path, key in keys.items()},
+            state={path: _value(rest[key]) for path, key in state_keys.items()},
+            axes={path: flat[key].get_metadata().get("axes") for path, key in keys.items()},
+            _graph=graph,
+            _param_keys=keys,
+            _state_keys=state_keys,
+        )
+
+    @classmethod
+    def abstract(cls, build: Callable[[], nnx.Module]) -> View:
+        """The view of `build()` with shapes in place of arrays; nothing is allocated."""
+        return cls.of(nnx.eval_shape(build))
+
+    def model(self, params: Params | None = None, state: Mapping[str, Any] | None = None):
+        """Puts the NNX model together again, by default with the view's own arrays."""
+        params = self.params if params is None else params
+        self._check(params)
+        state = self.state if state is None else state
+        return nnx.merge(
+            self._graph,
+            nnx.from_flat_state([(self._param_keys[path], params[path]) for path in params]),
+            nnx.from_flat_state([(self._state_keys[path], state[path]) for path in state]),
+        )
+
+    def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """What the model returns with these parameters. Pure; changes of state are dropped."""
+        return getattr(self.model(params), method)(*args, **kwargs)
+
+    def apply_with_state(
+        self, params: Params, state: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Like `apply`, from a given state; returns the output and the state after the call."""
+        model = self.model(params, state)
+        output = model(*args, **kwargs)
+        return output, View.of(model).state
+
+    def at(self, params: Params) -> View:
+        """The same view with other parameters."""
+        self._check(params)
+        return dataclasses.replace(self, params=natural_sort(params))
+
+    def bind(self, params: Params) -> Callable[..., Any]:
+        """`apply` with the parameters filled in: what an objective takes as its model."""
+        return functools.partial(self.apply, params)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.apply(self.params, *args, **kwargs)
+
+    def taps(
+        self, inputs: Any, paths: str | Iterable[str] = "*", *, params: Params | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Outputs of sub-modules by path, in natural order; works under jit and grad.
+
+        Args:
+          inputs: the model's argument, or a tuple of its arguments.
+          paths: patterns over module paths such as `'blocks/*/mlp'`; the model itself is `''`.
+          params: other parameters than the view's own.
+
+        Returns:
+          `{module path: what its __call__ returned}`; a module called more than once gives a tuple.
+
+        Raises:
+          UsageError: a pattern that fits no sub-module.
+        """
+        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        model = self.model(self.params if params is None else params)
+        captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        _, found = captured(*args, **kwargs)
+        outputs = {
+            _join(key[:-1]): value.get_value()
+            for key, value in nnx.to_flat_state(found)
+            if key[-1] == "__call__"
+        }
+        patterns = [paths] if isinstance(paths, str) else list(paths)
+        for pattern in patterns:
+            if not any(matches(path, pattern) for path in outputs):
+                raise UsageError(f"no sub-module fits {pattern!r}{nearest(pattern, outputs)}")
+        chosen = {path: out for path, out in outputs.items() if matches(path, patterns)}
+        return natural_sort(
+            {path: out[0] if len(out) == 1 else out for path, out in chosen.items()}
+        )
+
+    @property
+    def num_params(self) -> int:
+        """The number of scalars in `params`."""
+        return sum(p.size for p in self.params.values())
+
+    def _check(self, params: Mapping[str, Any]) -> None:
+        if params.keys() == self._param_keys.keys():
+            return
+        for path in sorted(params.keys() - self._param_keys.keys()):
+            raise UsageError(f"the model has no parameter {path!r}{nearest(path, self._param_keys)}")
+        missing = sorted(self._param_keys.keys() - params.keys())
+        raise UsageError(f"parameters are missing: {', '.join(missing[:5])} ({len(missing)} in all)")
+
+
+def _join(key: tuple) -> str:
+    return "/".join(map(str, key))
+
+
+def _value(variable: Any) -> Any:
+    return variable.get_value() if isinstance(variable, nnx.Variable) else variable
