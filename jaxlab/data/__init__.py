@@ -1,0 +1,39 @@
+"""Data: sources of documents, tokenizers, document streams, synthetic tasks."""
+
+from __future__ import annotations
+
+from jaxlab.data.documents import DocumentStream as DocumentStream
+from jaxlab.data.documents import document_order as document_order
+from jaxlab.data.documents import join_states as join_states
+from jaxlab.data.encoding import InvalidUtf8 as InvalidUtf8
+from jaxlab.data.encoding import check_utf8 as check_utf8
+from jaxlab.data.encoding import find_invalid_utf8 as find_invalid_utf8
+from jaxlab.data.framing import HostBatch as HostBatch
+from jaxlab.data.prefetch import Prefetch as Prefetch
+from jaxlab.data.prefetch import Stream as Stream
+from jaxlab.data.recall import RecallStream as RecallStream
+from jaxlab.data.recall import RecallTask as RecallTask
+from jaxlab.data.sentence_piece import SentencePiece as SentencePiece
+from jaxlab.data.source_specs import open_source as open_source
+from jaxlab.data.sources import Documents as Documents
+from jaxlab.data.sources import Source as Source
+from jaxlab.data.sources import StandardLibrary as StandardLibrary
+from jaxlab.data.sources import Subset as Subset
+from jaxlab.data.sources import TextFiles as TextFiles
+from jaxlab.data.sources import source_fingerprint as source_fingerprint
+from jaxlab.data.sources import split as split
+from jaxlab.data.state import State as State
+from jaxlab.data.tfds_text import TfdsText as TfdsText
+from jaxlab.data.tokenizers import Bytes as Bytes
+from jaxlab.data.tokenizers import Tokenizer as Tokenizer
+from jaxlab.data.tokenizers import open_tokenizer as open_tokenizer
+from jaxlab.data.walk import Walk as Walk
+from jaxlab.data.walk import walk as walk
+
+__all__ = [
+    "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "Prefetch", "RecallStream",
+    "RecallTask", "SentencePiece", "Source", "StandardLibrary", "State", "Stream", "Subset",
+    "TextFiles", "TfdsText", "Tokenizer", "Walk", "check_utf8", "document_order",
+    "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
+    "split", "walk",
+]

@@ -1,0 +1,248 @@
+"""Sources: random-access sequences of whole documents, as raw bytes.
+
+Every source has `len(source)`, `source[i] -> bytes` and `source.names`. Nothing is read when a
+source is imported, and a document is read only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxlab.core import UsageError
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A sequence of documents. `names` are stable: splits and saved positions depend on them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each document, in order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+
+class Documents:
+    """Documents held in memory.
+
+    >>> source = Documents(["one", b"two"])
+    >>> len(source), source[0], source.names
+    (2, b'one', ('0', '1'))
+
+    Args:
+        documents: bytes, or str, which is encoded as UTF-8.
+        names: one name a document; the default is its number.
+
+    Raises:
+        UsageError: the numbers of names and documents differ.
+    """
+
+    def __init__(self, documents: Iterable[bytes | str], names: Sequence[str] | None = None):
+        self._documents = tuple(d.encode() if isinstance(d, str) else bytes(d) for d in documents)
+        self.names = tuple(map(str, range(len(self._documents)) if names is None else names))
+        if len(self.names) != len(self._documents):
+            raise UsageError(
+                f"names has {len(self.names)} entries for {len(self._documents)} documents; "
+                f"pass one name a document, or none"
+            )
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._documents[index]
+
+
+class Subset:
+    """Some documents of another source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Iterable[int]):
+        self.source = source
+        self.indices = tuple(int(i) for i in indices)
+        self.names = tuple(source.names[i] for i in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source[self.indices[index]]
+
+
+class TextFiles:
+    """Files on disk, one document a file; empty files are left out.
+
+    Args:
+        paths: a folder, searched recursively and sorted by relative path; or one file; or a list
+            of files, kept in its order.
+        pattern: shell pattern of the file names that are taken from a folder.
+
+    Names are paths relative to the folder, or to the deepest folder that holds all listed files.
+
+    Raises:
+        UsageError: a path is missing or unreadable, nothing matches, or every file is empty.
+    """
+
+    def __init__(
+        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        pattern: str = "*.txt",
+    ):
+        single = isinstance(paths, (str, os.PathLike))
+        if single and pathlib.Path(paths).is_dir():
+            root = pathlib.Path(paths)
+            files = _matching_files(root, pattern)
+        else:
+            files = [pathlib.Path(p) for p in ([paths] if single else paths)]
+            if not files:
+                raise UsageError("paths is an empty list; pass a folder or at least one file")
+            root = pathlib.Path(os.path.commonpath([p.absolute().parent for p in files]))
+            files = [p.absolute() for p in files]
+        kept = [p for p in files if _checked_size(p) > 0]
+        if not kept:
+            raise UsageError(
+                f"all {len(files)} files in {str(root)!r} are empty; expected one with text"
+            )
+        self.files = tuple(kept)
+        self.names = tuple(p.relative_to(root).as_posix() for p in kept)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> bytes:
+        return _read(self.files[index])
+
+
+def _matching_files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    there = [p for p in folder.rglob("*") if p.is_file()]
+    found = [p for p in there if p.match(pattern)]
+    if not found:
+        suffixes = Counter(p.suffix or p.name for p in there).most_common(8)
+        listing = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes) or "no files"
+        raise UsageError(
+            f"no file in {str(folder)!r} matches {pattern!r}; there are: {listing}; pass another "
+            f"folder or pattern"
+        )
+    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def _checked_size(path: pathlib.Path) -> int:
+    if not path.exists():
+        raise UsageError(
+            f"{str(path)!r} does not exist; expected a text file or a folder of text files"
+        )
+    if path.is_dir():
+        raise UsageError(f"{str(path)!r} is a folder in a list of files; pass the folder alone")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{str(path)!r} cannot be read; allow reading it or leave it out")
+    return path.stat().st_size
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{str(path)!r} cannot be read ({error.strerror}); it was there when the source was "
+            f"opened: put it back or open the source again"
+        ) from error
+
+
+# Distributions ship these apart from the interpreter, generate them at build time or patch them in;
+# without them the documents are the same for one Python version however it was packaged.
+_PACKAGED_APART = frozenset({
+    "_distutils_system_mod", "distutils", "ensurepip", "idlelib", "lib2to3", "sitecustomize",
+    "tkinter", "turtle", "turtledemo", "usercustomize", "venv",
+})
+_NOT_SOURCES = frozenset({
+    "__pycache__", "dist-packages", "idle_test", "macholib", "site-packages", "test", "tests",
+})
+
+
+class StandardLibrary:
+    """Source code of the running interpreter's standard library.
+
+    One document is a top-level module, or a package: all its `.py` files in sorted path order,
+    each preceded by a line `# <relative path>`. Tests, installed packages, and the modules that
+    distributions package apart from the interpreter are left out.
+
+    Raises:
+        UsageError: the interpreter has no `.py` files of its standard library on disk.
+    """
+
+    def __init__(self) -> None:
+        self._root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        modules = dict(_modules(self._root))
+        if not modules:
+            raise UsageError(
+                f"no .py files of the standard library in {str(self._root)!r}; pass a folder of "
+                f"text files, as 'text:/path/to/folder'"
+            )
+        self.names = tuple(modules)
+        self._files = tuple(modules.values())
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> bytes:
+        return b"".join(self._with_header(path) for path in self._files[index])
+
+    def _with_header(self, path: pathlib.Path) -> bytes:
+        text = _read(path)
+        end = b"" if text.endswith(b"\n") else b"\n"
+        return b"# " + path.relative_to(self._root).as_posix().encode() + b"\n" + text + end
+
+
+def _modules(root: pathlib.Path) -> Iterator[tuple[str, tuple[pathlib.Path, ...]]]:
+    """Yields (name, files) of each top-level module and package below `root`, by name."""
+    for entry in sorted(root.glob("*"), key=lambda p: p.stem):
+        name = entry.stem
+        if name in _PACKAGED_APART | _NOT_SOURCES or name.startswith("_sysconfigdata"):
+            continue
+        if entry.suffix == ".py" and entry.is_file():
+            yield name, (entry,)
+        elif (entry / "__init__.py").is_file():
+            inside = (p.relative_to(root) for p in entry.rglob("*.py"))
+            kept = sorted(p.as_posix() for p in inside if _NOT_SOURCES.isdisjoint(p.parts[:-1]))
+            yield name, tuple(root / p for p in kept)
+
+
+def split(source: Source, held_out_rate: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Splits whole documents into training and held-out ones.
+
+    A document's place depends on a hash of `seed` and its name: the documents with the
+    `round(held_out_rate * n)` smallest hashes (at least one, at most n - 1) are held out.
+
+    Returns:
+        (train, held_out), both in the order of `source` and never empty.
+
+    Raises:
+        UsageError: `held_out_rate` is not between 0 and 1, or there are fewer than two documents.
+    """
+    if not 0 < held_out_rate < 1:
+        raise UsageError(f"held_out_rate={held_out_rate}; expected a share between 0 and 1")
+    if len(source) < 2:
+        raise UsageError(
+            f"the source has {len(source)} document(s), too few to hold one out; pass a separate "
+            f"held-out folder"
+        )
+    count = min(max(round(held_out_rate * len(source)), 1), len(source) - 1)
+    ranked = sorted(range(len(source)), key=lambda i: (_digest(f"{seed}/{source.names[i]}"), i))
+    return Subset(source, sorted(ranked[count:])), Subset(source, sorted(ranked[:count]))
+
+
+def source_fingerprint(source: Source) -> str:
+    """Returns 16 hex digits that change when a document is added, removed, renamed or moved."""
+    return _digest("\0".join(source.names))
+
+
+def _digest(text: str) -> str:
+    data = text.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

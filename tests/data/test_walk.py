@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+import numpy as np
+import pytest
+
+from jaxlab.core import UsageError
+from jaxlab.data import Bytes, Documents, SentencePiece, walk
+
+B = Bytes.boundary_id
+LENGTHS = [50, 3, 0, 37, 1, 23, 11]
+
+
+@pytest.fixture
+def documents():
+    rng = np.random.default_rng(1)
+    return [rng.integers(256, size=n, dtype=np.uint8).tobytes() for n in LENGTHS]
+
+
+def plan(documents, **overrides):
+    settings = {"batch_size": 3, "segment_length": 8, "align": 4, **overrides}
+    return walk(Documents(documents), Bytes(), **settings)
+
+
+def joined(batches):
+    batches = list(batches)
+    return {name: np.concatenate([b[name] for b in batches], axis=1) for name in batches[0]}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_every_document_is_read_whole_and_once(documents, batch_size):
+    rows = joined(plan(documents, batch_size=batch_size))
+    for index, document in enumerate(documents):
+        here = rows["index"] == index
+        if not document:
+            assert not here.any()
+            continue
+        assert here.any(axis=1).sum() == 1
+        assert rows["targets"][here].tolist() == [*document, B]
+        assert rows["position"][here].tolist() == list(range(len(document) + 1))
+        assert rows["inputs"][here].tolist() == [B, *document]
+
+
+def test_mask_is_true_exactly_where_a_document_is(documents):
+    rows = joined(plan(documents))
+    np.testing.assert_array_equal(rows["mask"], rows["index"] >= 0)
+    assert (rows["position"][~rows["mask"]] == 0).all()
+
+
+def test_start_stands_at_the_first_position_of_each_document(documents):
+    rows = joined(plan(documents))
+    np.testing.assert_array_equal(rows["start"], rows["mask"] & (rows["position"] == 0))
+    assert (np.nonzero(rows["start"])[1] % 4 == 0).all()
+
+
+def test_counts_are_those_of_the_batches(documents):
+    held_out = plan(documents)
+    batches = list(held_out)
+    assert len(batches) == len(held_out) == held_out.num_batches
+    assert {a.shape for b in batches for a in b.values()} == {(3, 8)}
+    assert held_out.num_targets == sum(int(b["mask"].sum()) for b in batches) == sum(LENGTHS) + 6
+    assert (held_out.num_bytes, held_out.num_documents) == (sum(LENGTHS), 6)
+
+
+def test_walk_can_be_walked_again(documents):
+    held_out = plan(documents, cache_bytes=0)
+    first, second = joined(held_out), joined(held_out)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_long_documents_are_dealt_first_so_that_rows_are_balanced():
+    documents = [b"x" * n for n in (7, 7, 7, 7, 31)]
+    rows = joined(plan(documents, batch_size=2))
+    assert rows["mask"].sum(axis=1).tolist() == [32, 32]
+    assert rows["mask"].shape == (2, 32)
+
+
+def test_hosts_together_walk_the_rows_of_one(documents):
+    one = joined(plan(documents, batch_size=4))
+    hosts = [plan(documents, batch_size=4, shard=(h, 2)) for h in range(2)]
+    assert hosts[0].num_batches == hosts[1].num_batches
+    parts = [joined(h) for h in hosts]
+    for name in one:
+        np.testing.assert_array_equal(one[name], np.concatenate([p[name] for p in parts]))
+
+
+def test_documents_are_cut_off_without_an_end(documents):
+    held_out = plan(documents, max_document_tokens=11)
+    rows = joined(held_out)
+    for index, document in enumerate(documents):
+        expected = [*document[:11]] if len(document) > 11 else [*document, B] * (len(document) > 0)
+        assert rows["targets"][rows["index"] == index].tolist() == expected
+    assert held_out.num_bytes == sum(min(n, 11) for n in LENGTHS)
+    assert held_out.num_targets == int(rows["mask"].sum())
+
+
+def test_bytes_of_cut_off_pieces_are_those_of_their_text():
+    pytest.importorskip("sentencepiece")
+    text = inspect.getsource(textwrap) + "é😀"
+    tokenizer = SentencePiece.train(Documents([text]), 350)
+    source = Documents([text, "😀" * 30])
+    held_out = walk(source, tokenizer, batch_size=2, segment_length=16, max_document_tokens=40)
+    rows = joined(held_out)
+    read = [tokenizer.decode(rows["targets"][rows["index"] == i]) for i in range(2)]
+    assert text.startswith(read[0]) and read[1] == "😀" * 10
+    assert held_out.num_bytes == len(read[0]) + 40
+
+
+def test_unusable_input_is_refused(documents):
+    with pytest.raises(UsageError, match="all 2 documents are empty"):
+        plan([b"", b""])
+    with pytest.raises(UsageError, match="max_document_tokens=0; expected at least 1"):
+        plan(documents, max_document_tokens=0)
+    with pytest.raises(UsageError, match="segment_length=9 is not a multiple of align=4"):
+        plan(documents, segment_length=9)
