@@ -1,0 +1,157 @@
+"""The metrics of a run: one JSON object a line, and the same scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxlab.core import UsageError
+from jaxlab.results.storage import plain, replace_file
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics file, in the order written.
+
+    A row is `{"step": int, "split/name": float or None, ...}`; None stands for a value that was
+    not finite. A row counts once its line ending is written, so the torn last line of a killed
+    run is left out. A file that does not exist has no rows.
+
+    Raises:
+      UsageError: when a whole line is not a JSON object with a `step`; names file and line.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def _parse(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or "step" not in row:
+        raise UsageError(
+            f"{path.name} line {number} is {line[:60].decode(errors='replace')!r}, not a JSON "
+            "object with a step; remove that line"
+        )
+    return row
+
+
+def _dump(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files of a workdir.
+
+    Every `write` puts one whole line on disk before it returns. The file is strict JSON, which has
+    no NaN and no infinity: such a value is written as `null` (TensorBoard gets it as it is).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as workdir:
+    ...     with MetricWriter(workdir, tensorboard=False) as writer:
+    ...         writer.write(10, {"train/loss": 1.25})
+    ...     read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    [{'step': 10, 'train/loss': 1.25}]
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = True):
+        """Opens the metrics of an existing folder (or `Record`) and cuts a torn last line."""
+        self._path = pathlib.Path(workdir) / METRICS_FILE
+        self._events_folder = self._path.with_name(TENSORBOARD_FOLDER) if tensorboard else None
+        self._events: SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self._file = open(self._path, "ab", buffering=0)
+        self._cut_torn_line()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one row.
+
+        Args:
+          step: optimizer steps done.
+          metrics: scalars by `split/name`: Python numbers or arrays with one element.
+
+        Raises:
+          UsageError: for a name without a split, or a value that is not one number.
+        """
+        step = operator.index(step)
+        scalars = {name: _scalar(name, value) for name, value in metrics.items()}
+        self._file.write(_dump({"step": step, **plain(scalars)}))
+        if self._events_folder is not None:
+            events = self._open_events()
+            for name, value in scalars.items():
+                events.add_scalar(name, value, step)
+
+    def truncate(self, step: int) -> None:
+        """Drops every row after `step`: a run that resumes from `step` writes them again.
+
+        The file is replaced as a whole; TensorBoard is told to forget the same steps.
+        """
+        rows = read_metrics(self._path)
+        kept = [row for row in rows if row["step"] <= step]
+        self._file.close()
+        replace_file(self._path, b"".join(map(_dump, kept)))
+        self._file = open(self._path, "ab", buffering=0)
+        self._close_events()
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Closes the files; may be called twice."""
+        self._file.close()
+        self._close_events()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _cut_torn_line(self) -> None:
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._path, whole)
+
+    def _open_events(self) -> SummaryWriter:
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            # The name of an event file has the second it was opened in: a second file within that
+            # second would replace the first.
+            self._events = SummaryWriter(
+                str(self._events_folder),
+                purge_step=self._purge_step,
+                flush_secs=30,
+                filename_suffix=f".{time.time_ns()}",
+            )
+        return self._events
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def _scalar(name: str, value: Any) -> int | float:
+    if "/" not in name:
+        raise UsageError(f"metric {name!r} has no split; name it like 'train/{name}'")
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "USOMmc":
+        raise UsageError(f"metric {name!r} is {value!r}; expected one real number")
+    number = array.reshape(())
+    return int(number) if number.dtype.kind in "biu" else float(number)

@@ -1,0 +1,292 @@
+"""One run on disk: its config, metrics, curves, claims and environment.
+
+A workdir holds
+
+    config.json      the resolved config, with experiment, variant and paper
+    metrics.jsonl    one JSON object a log step
+    checkpoints/     what the run continues from
+    results.json     claims, numbers and environment, once the run is complete
+    figures/*.png
+    report.html      one self-contained page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlab.core import UsageError, nearest
+from jaxlab.results.differences import differences, flatten, listed, matches
+from jaxlab.results.environment import current_environment
+from jaxlab.results.metrics import METRICS_FILE, read_metrics
+from jaxlab.results.storage import plain, read_json_object, replace_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One statement of a paper, and whether this run bears it out.
+
+    Attributes:
+      claim: the statement, in words.
+      expected: what the paper leads one to expect, e.g. `">= 0.95"`.
+      measured: what this run gave: a number, or words with the numbers in them.
+      holds: whether `measured` is as expected. A claim that does not hold is kept.
+    """
+
+    claim: str
+    expected: str
+    measured: float | int | str | None
+    holds: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Config, metrics, curves and environment of one run on disk.
+
+    Made by `Record.create` (a run that begins or resumes) or `Record.open` (a finished or running
+    one, to read). It is path-like: `pathlib.Path(record)` is the workdir.
+
+    Attributes:
+      workdir: the folder of the run.
+      experiment: name of the study, e.g. `"block_recurrent"`.
+      variant: name of the config variant, e.g. `"tiny"`.
+      paper: the source, with its arXiv id.
+      config: the resolved config as plain JSON values.
+      read_only: whether the record was opened to read.
+    """
+
+    workdir: pathlib.Path
+    experiment: str
+    variant: str
+    paper: str
+    config: dict[str, Any]
+    read_only: bool = False
+
+    @classmethod
+    def create(
+        cls,
+        workdir: str | os.PathLike[str],
+        *,
+        experiment: str,
+        variant: str,
+        paper: str,
+        config: Mapping[str, Any],
+        ignore: Sequence[str] = (),
+    ) -> Record:
+        """Begins a run in `workdir`, or takes up the run that is there.
+
+        Args:
+          workdir: folder of the run; made when missing.
+          experiment: name of the study.
+          variant: name of the config variant.
+          paper: the source, with its arXiv id.
+          config: the resolved config; tuples become lists.
+          ignore: dotted fields (`"train.steps"`, or `"train"` for all of it) that may differ from
+            the run that is there. When one does, config.json takes the new value, and results.json
+            is removed: it tells of the old one.
+
+        Raises:
+          UsageError: when the folder cannot be made or written, when the config holds what JSON
+            cannot, or when the folder holds a run with another experiment, variant or config.
+        """
+        record = cls(pathlib.Path(workdir), experiment, variant, paper, _plain_config(config))
+        _make_folder(record.workdir)
+        if record._config_path.exists():
+            changes = _differences(cls.open(workdir), record)
+            _refuse(changes, ignore, os.fspath(workdir))
+            if changes:
+                record.results_path.unlink(missing_ok=True)
+        replace_json(record._config_path, record._header() | {"config": record.config})
+        return record
+
+    @classmethod
+    def open(cls, workdir: str | os.PathLike[str]) -> Record:
+        """Opens the run in `workdir` to read it.
+
+        Raises:
+          UsageError: when the folder is missing or holds no run.
+        """
+        path = pathlib.Path(workdir) / "config.json"
+        advice = "give the --workdir of a run"
+        try:
+            stored = read_json_object(path)
+        except (FileNotFoundError, NotADirectoryError):
+            found = "has no config.json" if path.parent.is_dir() else "is not a folder"
+            raise UsageError(f"workdir={os.fspath(workdir)!r} {found}; {advice}") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read {os.fspath(path)!r} ({error}); {advice}") from None
+        names = ("experiment", "variant", "paper", "config")
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise UsageError(f"{os.fspath(path)!r} lacks {', '.join(missing)}; {advice}")
+        return cls(pathlib.Path(workdir), *(stored[name] for name in names), read_only=True)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.workdir)
+
+    @property
+    def checkpoints_dir(self) -> pathlib.Path:
+        """Folder of the checkpoints."""
+        return self.workdir / "checkpoints"
+
+    @property
+    def figures_dir(self) -> pathlib.Path:
+        """Folder of the figures."""
+        return self.workdir / "figures"
+
+    @property
+    def results_path(self) -> pathlib.Path:
+        """File with the claims and numbers, present once the run is complete."""
+        return self.workdir / "results.json"
+
+    @property
+    def report_path(self) -> pathlib.Path:
+        """File of the report."""
+        return self.workdir / "report.html"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl as they are on disk now; see `read_metrics`."""
+        return read_metrics(self.workdir / METRICS_FILE)
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns one metric over the run.
+
+        Args:
+          name: a metric, e.g. `"train/loss"`.
+
+        Returns:
+          steps int64 [n] and values float64 [n], in the order written; NaN where the value was
+          not finite.
+
+        Raises:
+          UsageError: when the run has no such metric.
+        """
+        rows = self.metrics
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if not points:
+            known = sorted({key for row in rows for key in row} - {"step"})
+            raise UsageError(
+                f"no metric {name!r} in {os.fspath(self)!r}{nearest(name, known)}; "
+                f"it has {', '.join(known) or 'none yet'}"
+            )
+        steps, values = zip(*points, strict=True)
+        return np.array(steps, np.int64), np.array(values, np.float64)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end: results.json is there."""
+        return self.results_path.exists()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What results.json holds.
+
+        Raises:
+          UsageError: when the run is not complete, or the file is damaged.
+        """
+        try:
+            return read_json_object(self.results_path)
+        except FileNotFoundError:
+            raise UsageError(
+                f"the run in {os.fspath(self)!r} has no results.json yet; run it to its end"
+            ) from None
+        except ValueError as error:
+            raise UsageError(
+                f"cannot read {os.fspath(self.results_path)!r} ({error}); "
+                "remove it and run again on this workdir"
+            ) from None
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims of a complete run."""
+        return tuple(Claim(**claim) for claim in self.results["claims"])
+
+    def environment(self) -> dict[str, Any]:
+        """Returns versions and devices: those the results were made with, once complete.
+
+        Until then, those of this process, which is the one that runs it.
+
+        Raises:
+          UsageError: for a record opened to read whose run is not complete.
+        """
+        if self.read_only or self.complete:
+            return self.results["environment"]
+        return current_environment()
+
+    def write_results(self, claims: Iterable[Claim], numbers: Mapping[str, Any]) -> pathlib.Path:
+        """Writes results.json, whole or not at all; from then on the run is complete.
+
+        Args:
+          claims: the paper's claims with what was measured, those that do not hold included.
+          numbers: values by name; a value may be `{"value": ..., "command": ...}` with the command
+            that repeats it. NaN and infinity become `null`, since JSON has neither: a number lost
+            must not cost the run its other results.
+
+        Raises:
+          UsageError: for a record opened to read.
+        """
+        if self.read_only:
+            raise UsageError(
+                f"the record of {os.fspath(self)!r} was opened to read; its run writes the results"
+            )
+        results = self._header() | {
+            "claims": [dataclasses.asdict(claim) for claim in claims],
+            "numbers": numbers,
+            "environment": current_environment(),
+        }
+        return replace_json(self.results_path, results)
+
+    @property
+    def _config_path(self) -> pathlib.Path:
+        return self.workdir / "config.json"
+
+    def _header(self) -> dict[str, Any]:
+        return {"experiment": self.experiment, "variant": self.variant, "paper": self.paper}
+
+
+def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    for field, value in flatten(config).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"config field {field}={value!r} cannot be kept in config.json ({error}); use "
+                "finite numbers, strings, booleans, None or tuples of them"
+            ) from None
+    return plain(config)
+
+
+def _make_folder(workdir: pathlib.Path) -> None:
+    advice = "give a --workdir that can be written"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"workdir={os.fspath(workdir)!r} is or lies in a file; {advice}") from None
+    except OSError as error:
+        raise UsageError(
+            f"workdir={os.fspath(workdir)!r} cannot be made ({error.strerror}); {advice}"
+        ) from None
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UsageError(f"workdir={os.fspath(workdir)!r} cannot be written; {advice}")
+
+
+def _differences(old: Record, new: Record) -> list[tuple[str, str]]:
+    """Returns `(field, "field: old -> new")` for what differs; the paper may be named anew."""
+    sides = [{"experiment": side.experiment, "variant": side.variant} for side in (old, new)]
+    return [*differences(*sides), *differences(old.config, new.config)]
+
+
+def _refuse(changes: Sequence[tuple[str, str]], ignore: Sequence[str], workdir: str) -> None:
+    kept = [line for field, line in changes if not matches(field, ignore)]
+    if kept:
+        raise UsageError(
+            f"workdir={workdir!r} holds a run with another config: {listed(kept)}; "
+            "use another --workdir or set these back"
+        )
