@@ -1,0 +1,225 @@
+"""Multi-head attention: causal, bidirectional or cross; full or in a sliding window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxlab.core import UsageError
+from jaxlab.nn.attend import MASKED, attend_blocks, tile_size
+from jaxlab.nn.initialisers import projection
+from jaxlab.nn.norm import l2_normalise
+from jaxlab.nn.position import Rotary, T5Bias
+from jaxlab.nn.segment import Segment
+
+Carry = dict[str, jax.Array]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose causal form can be limited to a window and carried on.
+
+    Logits are `scale_h * (q . k + bias_h(distance))` for L2-normalised q and k with a learned
+    scale a head (`normalise`, arXiv 2203.07852), else `q . k / sqrt(head_dim) + bias`.
+
+    With `window=w` a token sees w tokens: itself and the w - 1 before, or the w before it
+    (`include_self=False`). The last w keys and values are carried to the next segment.
+
+    Args:
+      width: d, of inputs and outputs.
+      num_heads: h; `num_kv_heads` of keys and values divides it (1: multi-query).
+      head_dim: k, by default width / num_heads.
+      window: w, or None for all tokens of the segment.
+      causal: False looks both ways (no window, no carry).
+      position: `T5Bias` (causal) or `Rotary` or None.
+      extra_heads: heads whose values come from elsewhere and share the output projection.
+
+    Raises:
+      UsageError: sizes that do not divide, or a combination that does not exist.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        *,
+        num_kv_heads: int | None = None,
+        window: int | None = None,
+        causal: bool = True,
+        include_self: bool = True,
+        normalise: bool = False,
+        head_scale: float = 1.0,
+        position: T5Bias | Rotary | None = None,
+        extra_heads: int = 0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        head_dim = split_width(width, num_heads) if head_dim is None else head_dim
+        num_kv_heads = num_kv_heads or num_heads
+        if num_heads % num_kv_heads:
+            raise UsageError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+        if not causal and (window is not None or not include_self):
+            raise UsageError("bidirectional attention (causal=False) has no window")
+        if causal and window is None and not include_self:
+            raise UsageError("include_self=False needs a window: full attention includes the token")
+        heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
+        axes = ("embed", "heads", None)
+        self.query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        self.key = projection(width, kv, axes, dtype=dtype, rngs=rngs)
+        self.value = projection(width, kv, axes, dtype=dtype, rngs=rngs)
+        out = (num_heads + extra_heads, head_dim)
+        self.output = projection(out, width, ("heads", None, "embed"), dtype=dtype, rngs=rngs)
+        self.scale = head_scales(num_heads, head_scale) if normalise else None
+        self.position = position
+        self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
+        self.window, self.causal, self.include_self = window, causal, include_self
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        segment: Segment | None = None,
+        carry: Carry | None = None,
+        *,
+        context_bsd: jax.Array | None = None,
+    ) -> tuple[jax.Array, Carry | None]:
+        """Mixes the tokens of a segment, or reads a context.
+
+        Args:
+          x_btd: [b, t, d].
+          segment: document starts in it; None: each row is one fresh document.
+          carry: keys and values of the window before, from the last call or `init_carry`.
+          context_bsd: [b, s, d] for cross-attention (bidirectional, all of it is seen).
+
+        Returns:
+          [b, t, d] and the carry after the segment (None without a window).
+        """
+        values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry)
+        return self.output(values_bthk), carry
+
+    def heads(
+        self, x_btd: jax.Array, context_bsd: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [b, t, h, k], scaled; keys and values [b, s, kv heads, k]."""
+        source = x_btd if context_bsd is None else context_bsd
+        q, k, v = self.query(x_btd), self.key(source), self.value(source)
+        return scale_queries(q, self.scale), self._unit(k), v
+
+    def read(
+        self,
+        q_bthk: jax.Array,
+        k_bshk: jax.Array,
+        v_bshk: jax.Array,
+        segment: Segment | None,
+        carry: Carry | None,
+    ) -> tuple[jax.Array, Carry | None]:
+        """Values [b, t, h, k] that the queries find, and the carry after the segment."""
+        if self.window is None:
+            return self._read_all(q_bthk, k_bshk, v_bshk, segment), None
+        b, t = q_bthk.shape[:2]
+        if t % self.window:
+            raise UsageError(
+                f"a segment of {t} tokens is not a multiple of window={self.window}; nearest: "
+                f"{max(t // self.window, 1) * self.window}, {-(-t // self.window) * self.window}"
+            )
+        if segment is None:
+            segment = Segment.of(jnp.zeros((b, t), bool))
+        carry = self.init_carry(b) if carry is None else carry
+        keys = jnp.concatenate([carry["keys"].astype(k_bshk.dtype), k_bshk], axis=1)
+        values = jnp.concatenate([carry["values"].astype(v_bshk.dtype), v_bshk], axis=1)
+        after = {"keys": keys[:, -self.window :], "values": values[:, -self.window :]}
+        return self._read_window(q_bthk, keys, values, segment), after
+
+    def init_carry(self, batch_size: int) -> Carry:
+        """Keys and values [b, w, kv heads, k] of a window with nothing in it."""
+        if self.window is None:
+            return {}
+        shape = (batch_size, self.window, self.num_kv_heads, self.head_dim)
+        return {"keys": jnp.zeros(shape, self.dtype), "values": jnp.zeros(shape, self.dtype)}
+
+    def _unit(self, k: jax.Array) -> jax.Array:
+        return k if self.scale is None else l2_normalise(k)
+
+    def _bias(self, distances: np.ndarray) -> jax.Array:
+        """Relative bias [h, ...], times the head scale."""
+        if not isinstance(self.position, T5Bias):
+            return jnp.zeros((self.num_heads, *distances.shape), jnp.float32)
+        bias = self.position(distances)
+        if self.scale is None:
+            return bias
+        return bias * jnp.abs(self.scale[...]).reshape(-1, *(1,) * distances.ndim)
+
+    def _read_all(self, q, k, v, segment) -> jax.Array:
+        t, s = q.shape[1], k.shape[1]
+        if isinstance(self.position, Rotary):
+            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(s))
+        bias = mask = None
+        if isinstance(self.position, T5Bias):
+            bias = self._bias(np.arange(t)[:, None] - np.arange(s)[None])[None].astype(q.dtype)
+        if segment is not None and self.causal:
+            mask = (segment.doc_bt[:, :, None] == segment.doc_bt[:, None, :])[:, None]
+        return jax.nn.dot_product_attention(
+            q, k, v, bias, mask, scale=1.0, is_causal=self.causal and t == s
+        )
+
+    def _read_window(self, q, keys, values, segment) -> jax.Array:
+        w, b, t = self.window, q.shape[0], q.shape[1]
+        if isinstance(self.position, Rotary):
+            q, keys = self.position(q, np.arange(t)), self.position(keys, np.arange(-w, t))
+        size = tile_size(w)
+        distances = w + np.arange(size)[:, None] - np.arange(w + size)[None]
+        nearest = 0 if self.include_self else 1
+        inside = (distances >= nearest) & (distances < nearest + w)
+        bias_hts = jnp.where(inside, self._bias(distances), MASKED)
+        doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
+        out_hbjtk = attend_blocks(
+            blocks_by_head(q, w),
+            jnp.swapaxes(self.shared(blocks_by_head(keys, w)), -1, -2),
+            jnp.swapaxes(self.shared(blocks_by_head(values, w)), -1, -2),
+            bias_hts,
+            segment.doc_bt.reshape(b, -1, w),
+            doc_bs.reshape(b, -1, w),
+        )
+        return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
+
+    def shared(self, x_hn: jax.Array) -> jax.Array:
+        """Repeats the key and value heads, first axis, for the queries that share them."""
+        return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
+
+
+def blocks_by_head(x_bthk: jax.Array, window: int) -> jax.Array:
+    """[b, t, h, k] to blocks [h, b, j, w, k]."""
+    b, t, h, k = x_bthk.shape
+    return x_bthk.reshape(b, t // window, window, h, k).transpose(3, 0, 1, 2, 4)
+
+
+def head_scales(num_heads: int, value: float) -> nnx.Param:
+    """A learned scale [h] for the logits of each head."""
+    return nnx.Param(jnp.full((num_heads,), value, jnp.float32), axes=("heads",))
+
+
+def scale_queries(q_bthk: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    """`|scale_h| * q / |q|`, or `q / sqrt(k)` without a learned scale."""
+    if scale is None:
+        return q_bthk * q_bthk.shape[-1] ** -0.5
+    scale_hk = jnp.abs(scale[...])[:, None].astype(q_bthk.dtype)
+    return l2_normalise(q_bthk) * scale_hk
+
+
+def split_width(width: int, num_heads: int) -> int:
+    """`width / num_heads`.
+
+    Raises:
+      UsageError: if it is not whole; names the nearest widths.
+    """
+    if width % num_heads:
+        low = width // num_heads * num_heads
+        near = ", ".join(str(w) for w in (low, low + num_heads) if w > 0)
+        raise UsageError(
+            f"width={width} does not divide by num_heads={num_heads}; nearest: {near}"
+        )
+    return width // num_heads

@@ -1,0 +1,64 @@
+"""The pre-norm transformer block: a mixer of tokens and a position-wise layer, as parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.core import constrain, named
+from jaxlab.nn.norm import rms_norm
+from jaxlab.nn.segment import Segment
+
+
+class Block(nnx.Module):
+    """`y = x + mixer(norm(x))`, `x' = y + mlp(norm(y))`.
+
+    Args:
+      mixer: takes (x_btd, segment, carry) and returns (y_btd, carry); any attention of this room.
+      mlp: takes and returns x_btd.
+      dropout_rate: on the input of the mixer and the output of the MLP, where a key is given.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mixer: nnx.Module,
+        mlp: nnx.Module,
+        *,
+        dropout_rate: float = 0.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.attention_norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        self.attention = mixer
+        self.mlp_norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = mlp
+        self.dropout_rate = dropout_rate
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        segment: Segment | None = None,
+        carry: Any = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """[b, t, d] to [b, t, d], and the carry after the segment. `key` turns dropout on."""
+        keys = (None, None) if key is None else (named(key, "attention"), named(key, "mlp"))
+        mixed, carry = self.attention(
+            dropout(self.attention_norm(x_btd), self.dropout_rate, keys[0]), segment, carry
+        )
+        x_btd = constrain(x_btd + mixed, "batch", "length", None)
+        out = dropout(self.mlp(self.mlp_norm(x_btd)), self.dropout_rate, keys[1])
+        return constrain(x_btd + out, "batch", "length", None), carry
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of `x` and scales the rest by 1 / (1 - rate); nothing without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,0 +1,53 @@
+"""The position-wise feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.nn.initialisers import projection
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+}
+
+
+class MLP(nnx.Module):
+    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated; no bias.
+
+    Args:
+      width: d, of input and output.
+      mlp_dim: f, of the hidden layer.
+      activation: a name of `ACTIVATIONS`.
+      gated: GLU variant (arXiv 2002.05202); 'gelu' gives GEGLU, 'silu' SwiGLU.
+      dtype: of the computation; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mlp_dim: int,
+        *,
+        activation: str = "relu",
+        gated: bool = False,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.up = projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.gate = None
+        if gated:
+            self.gate = projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.down = projection(mlp_dim, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] to [..., d]."""
+        act = ACTIVATIONS[self.activation]
+        hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
+        return self.down(hidden)

@@ -1,0 +1,247 @@
+"""The block-recurrent cell and the attention layer that owns one (arXiv 2203.07852).
+
+Symbols of the paper's layer and ours: tokens X `x_btd`, state C `c_brd` (r state vectors), keys and
+values of tokens Ke, Ve and of the state Ks, Vs, window W `w`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.nn.attend import MASKED, attend_heads
+from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
+from jaxlab.nn.initialisers import projection
+from jaxlab.nn.norm import l2_normalise, rms_norm
+from jaxlab.nn.segment import Segment
+
+
+class FixedGate(nnx.Module):
+    """`c' = c * g + z * (1 - g)` with `g = sigmoid(bias_d)`, one learned vector for all inputs.
+
+    The bias starts as N(bias, 0.1): with 0 about half of the state is kept a block.
+    """
+
+    def __init__(self, width: int, *, bias: float = 0.0, rngs: nnx.Rngs):
+        start = bias + 0.1 * jax.random.normal(rngs.params(), (width,))
+        self.bias = nnx.Param(start, axes=("embed",))
+
+    def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
+        """State, candidate, and the features the candidate was made of (unused by this gate)."""
+        gate = jax.nn.sigmoid(self.bias[...]).astype(c_brd.dtype)
+        return c_brd * gate + z_brd * (1 - gate)
+
+
+class SkipUpdate(nnx.Module):
+    """The 'skip' configuration: `z = heads W_p`, `c' = gate(c, z)`, no MLP."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        gate: nnx.Module,
+        *,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        heads = (num_heads, head_dim)
+        self.output = projection(heads, width, ("heads", None, "embed"), dtype=dtype, rngs=rngs)
+        self.gate = gate
+
+    def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
+        """State [b, r, d] and what its heads read [b, r, 2h, k], to the next state."""
+        return self.gate(c_brd, self.output(heads_brhk), heads_brhk)
+
+
+class BlockRecurrentCell(nnx.Module):
+    """r state vectors that read themselves and a block of tokens, and are updated by a gate.
+
+    `Cn = rms(C) + ID`; `Ks, Vs, Qs, Qse` are projections of Cn, keys and queries L2-normalised;
+    `u1 = attend(Qs, Ks, Vs)`, `u2 = attend(Qse, Ke, Ve)`; `C' = update(C, [u1, u2])`.
+    No bias and no causal mask: a state sees every token of its block and the one before.
+
+    Args:
+      width: d. num_states: r. num_heads, head_dim: h, k, those of the token attention.
+      update: maps (state [b, r, d], heads [b, r, 2h, k]) to the next state; by default the skip
+        configuration with the fixed gate.
+      head_scale: start of the learned scales of the logits.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_states: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        update: nnx.Module | None = None,
+        head_scale: float = 1.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        normal = jax.random.normal
+        shape, axes = (num_states, width), (None, "embed")
+        # N(0, 0.1) and N(0, 1) as in the paper's code: states must differ, or they stay equal
+        self.initial = nnx.Param(0.1 * normal(rngs.params(), shape), axes=axes)
+        self.ids = nnx.Param(normal(rngs.params(), shape), axes=axes)
+        self.norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        heads, axes = (num_heads, head_dim), ("embed", "heads", None)
+        self.query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        self.token_query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        self.key = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        self.value = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        self.scale = head_scales(num_heads, head_scale)
+        self.token_scale = head_scales(num_heads, head_scale)
+        if update is None:
+            gate = FixedGate(width, rngs=rngs)
+            update = SkipUpdate(width, 2 * num_heads, head_dim, gate, dtype=dtype, rngs=rngs)
+        self.update = update
+        self.num_states, self.width, self.dtype = num_states, width, dtype
+
+    def keys_values(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of the state for its readers, [h, b, k, r] each."""
+        cn_brd = self._named(c_brd)
+        return self._keys_values(cn_brd)
+
+    def __call__(
+        self, c_brd: jax.Array, k_hbks: jax.Array, v_hbks: jax.Array, bias_bs: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One block.
+
+        Args:
+          c_brd: the state before the block.
+          k_hbks, v_hbks: normalised keys, and values, of the tokens it reads, [h, b, k, s].
+          bias_bs: 0 for tokens that are seen and `attend.MASKED` for the others, [b, s].
+
+        Returns:
+          The state after the block, and the (keys, values) [h, b, k, r] of the state before it,
+          which the tokens of the block read.
+        """
+        cn_brd = self._named(c_brd)
+        keys, values = self._keys_values(cn_brd)
+        own = scale_queries(self.query(cn_brd), self.scale).transpose(2, 0, 1, 3)
+        read = scale_queries(self.token_query(cn_brd), self.token_scale).transpose(2, 0, 1, 3)
+        heads_hbrk = jnp.concatenate(
+            [attend_heads(own, keys, values), attend_heads(read, k_hbks, v_hbks, bias_bs)]
+        )
+        c_next_brd = self.update(c_brd, heads_hbrk.transpose(1, 2, 0, 3))
+        return c_next_brd.astype(c_brd.dtype), (keys, values)
+
+    def initial_state(self, batch_size: int) -> jax.Array:
+        """The learned start of a document, [b, r, d]."""
+        return jnp.broadcast_to(
+            self.initial[...].astype(self.dtype), (batch_size, self.num_states, self.width)
+        )
+
+    def _named(self, c_brd: jax.Array) -> jax.Array:
+        return self.norm(c_brd) + self.ids[...].astype(self.dtype)
+
+    def _keys_values(self, cn_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys, values = l2_normalise(self.key(cn_brd)), self.value(cn_brd)
+        return keys.transpose(2, 0, 3, 1), values.transpose(2, 0, 3, 1)
+
+
+class BlockRecurrentAttention(nnx.Module):
+    """Sliding-window attention whose tokens also read, and write, a recurrent state.
+
+    Token heads `a1` (window) and `a2` (state before the block) share one output projection. The
+    blocks of a segment are read in order by a scan that holds only the state; everything else
+    runs for all blocks at once.
+
+    A document should start where a block starts: then its state is exactly the initial one. One that
+    starts inside a block reads no state before, and leaves nothing in it until, the next block.
+
+    Args:
+      attention: the token attention, with a window and `extra_heads` equal to its heads.
+      cell: the recurrent cell.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        cell: BlockRecurrentCell,
+        width: int,
+        *,
+        head_scale: float = 1.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.attention, self.cell = attention, cell
+        heads = (attention.num_heads, attention.head_dim)
+        self.state_query = projection(
+            width, heads, ("embed", "heads", None), dtype=dtype, rngs=rngs
+        )
+        self.state_scale = head_scales(attention.num_heads, head_scale)
+
+    def __call__(
+        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """[b, t, d] and the carry of the last segment, to [b, t, d] and the next carry."""
+        b, t, _ = x_btd.shape
+        if segment is None:
+            segment = Segment.of(jnp.zeros((b, t), bool))
+        carry = self.init_carry(b) if carry is None else carry
+        q, k, v = self.attention.heads(x_btd)
+        window_bthk, after = self.attention.read(q, k, v, segment, carry)
+        keys = jnp.concatenate([carry["keys"].astype(k.dtype), k], axis=1)
+        values = jnp.concatenate([carry["values"].astype(v.dtype), v], axis=1)
+        state, state_keys, state_values = self._scan(keys, values, segment, carry["state"])
+        read_bthk = self._read_state(x_btd, state_keys, state_values, segment)
+        out = self.attention.output(jnp.concatenate([window_bthk, read_bthk], axis=2))
+        return out, {**after, "state": state}
+
+    def init_carry(self, batch_size: int) -> Carry:
+        """An empty window, and a state that is replaced by the initial one at the first start."""
+        state = jnp.zeros((batch_size, self.cell.num_states, self.cell.width), self.cell.dtype)
+        return {**self.attention.init_carry(batch_size), "state": state}
+
+    def _scan(self, keys, values, segment, state):
+        """The state after all blocks, and its keys and values before each, [j, h, b, k, r]."""
+        w = self.attention.window
+        shared = self.attention.shared
+        k_jhbkw = shared(blocks_by_head(keys, w)).transpose(2, 0, 1, 4, 3)
+        v_jhbkw = shared(blocks_by_head(values, w)).transpose(2, 0, 1, 4, 3)
+        doc_jbt = segment.doc_bt.reshape(state.shape[0], -1, w).swapaxes(0, 1)
+        before_jb = jnp.concatenate([jnp.zeros_like(doc_jbt[:1, :, -1]), doc_jbt[:-1, :, -1]])
+        fresh_jb = doc_jbt[:, :, 0] != before_jb
+        fresh_jb = fresh_jb.at[0].set(fresh_jb[0] | (segment.length_b == 0))
+        split_jb = doc_jbt[:, :, 0] != doc_jbt[:, :, -1]
+        doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
+        doc_jbw = doc_bs.reshape(state.shape[0], -1, w).swapaxes(0, 1)
+        doc_jbs = jnp.concatenate([doc_jbw[:-1], doc_jbw[1:]], axis=2)
+        bias_jbs = jnp.where(doc_jbs == doc_jbt[:, :, -1:], 0.0, MASKED)
+        initial = self.cell.initial_state(state.shape[0])
+
+        def block(c_brd, xs):
+            old_k, new_k, old_v, new_v, bias_bs, fresh_b, split_b = xs
+            c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
+            k_hbks = jnp.concatenate([old_k, new_k], axis=-1)
+            v_hbks = jnp.concatenate([old_v, new_v], axis=-1)
+            c_next, read = self.cell(c_brd, k_hbks, v_hbks, bias_bs)
+            return jnp.where(split_b[:, None, None], initial, c_next), read
+
+        xs = (k_jhbkw[:-1], k_jhbkw[1:], v_jhbkw[:-1], v_jhbkw[1:], bias_jbs, fresh_jb, split_jb)
+        state, (state_keys, state_values) = jax.lax.scan(block, state.astype(initial.dtype), xs)
+        return state, state_keys, state_values
+
+    def _read_state(self, x_btd, state_keys, state_values, segment) -> jax.Array:
+        """Values [b, t, h, k] that tokens find in the state before their block."""
+        w = self.attention.window
+        q_bthk = scale_queries(self.state_query(x_btd), self.state_scale)
+        q_hbjtk = blocks_by_head(q_bthk, w)
+        h, b, j = q_hbjtk.shape[:3]
+
+        def flat(x_jhbkr: jax.Array) -> jax.Array:
+            x_hbjkr = x_jhbkr.transpose(1, 2, 0, 3, 4)
+            return x_hbjkr.reshape(h, b * j, *x_hbjkr.shape[3:])
+
+        q_hntk = q_hbjtk.reshape(h, b * j, w, -1)
+        out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values))
+        out_bthk = out_hntk.reshape(q_hbjtk.shape).transpose(1, 2, 3, 0, 4).reshape(q_bthk.shape)
+        doc_bjt = segment.doc_bt.reshape(b, j, w)
+        same_bt = (doc_bjt == doc_bjt[:, :, :1]).reshape(b, j * w)
+        return jnp.where(same_bt[:, :, None, None], out_bthk, 0)

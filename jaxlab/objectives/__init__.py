@@ -1,0 +1,6 @@
+"""Objectives: pure losses of a model-like callable and a batch."""
+
+from __future__ import annotations
+
+from jaxlab.objectives.next_token import next_token as next_token
+from jaxlab.objectives.next_token import token_nats as token_nats
