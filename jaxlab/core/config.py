@@ -6,6 +6,7 @@ fields from the command line; this resolver does, and names the nearest field on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -31,27 +32,36 @@ def override(config: C, assignments: Mapping[str, str]) -> C:
     >>> override(M(), {'width': '1e3', 'sizes': '1,2'})
     M(width=1000, sizes=(1, 2))
     """
-    for path, text in assignments.items():
-        config = _set(config, path, path.split("."), text)
-    return config
+    return _assign(config, assignments, "")
 
 
-def _set(config: Any, path: str, names: list[str], text: str) -> Any:
-    name, *rest = names
+def _assign(config: Any, assignments: Mapping[str, str], prefix: str) -> Any:
+    # A group is replaced once, with all its values: fields that check one another
+    # (width and num_heads) may then be set in any order.
     known = [f.name for f in dataclasses.fields(config)]
-    if name not in known:
-        raise UsageError(
-            f"unknown config field {path!r}: {type(config).__name__} has no {name!r}"
-            f"{nearest(name, known) or '; it has ' + ', '.join(known)}"
-        )
+    parts: dict[str, dict[str, str]] = {}
+    for path, text in assignments.items():
+        name, dot, rest = path.partition(".")
+        if name not in known:
+            raise UsageError(
+                f"unknown config field {prefix + path!r}: {type(config).__name__} has no {name!r}"
+                f"{nearest(name, known) or '; it has ' + ', '.join(known)}"
+            )
+        parts.setdefault(name, {})[dot + rest] = text
+    values = {name: _value(config, name, part, prefix + name) for name, part in parts.items()}
+    return dataclasses.replace(config, **values)
+
+
+def _value(config: Any, name: str, part: Mapping[str, str], path: str) -> Any:
+    if "" in part:
+        if len(part) > 1:
+            raise UsageError(f"config field {path!r} is set as a whole and by field; choose one")
+        return _parse(typing.get_type_hints(type(config))[name], part[""], path)
     current = getattr(config, name)
-    if rest:
-        if not dataclasses.is_dataclass(current):
-            raise UsageError(f"config field {path!r}: {name!r} is {current!r} and has no fields")
-        value = _set(current, path, rest, text)
-    else:
-        value = _parse(typing.get_type_hints(type(config))[name], text, path)
-    return dataclasses.replace(config, **{name: value})
+    if not dataclasses.is_dataclass(current):
+        inner = path + next(iter(part))
+        raise UsageError(f"config field {inner!r}: {name!r} is {current!r} and has no fields")
+    return _assign(current, {rest[1:]: text for rest, text in part.items()}, path + ".")
 
 
 def _parse(kind: Any, text: str, path: str) -> Any:
@@ -59,7 +69,7 @@ def _parse(kind: Any, text: str, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in args:
             return None
-        return _parse(next(a for a in args if a is not type(None)), text, path)
+        return _parse_any([a for a in args if a is not type(None)], text, path)
     if origin is Literal:
         if text not in map(str, args):
             accepted = ", ".join(map(repr, args))
@@ -69,16 +79,32 @@ def _parse(kind: Any, text: str, path: str) -> Any:
             )
         return args[[str(a) for a in args].index(text)]
     if origin is tuple:
-        pieces = [piece for piece in text.strip("()").split(",") if piece.strip()]
-        return tuple(_parse(args[0], piece.strip(), path) for piece in pieces)
+        return _parse_tuple(args, text, path)
     if dataclasses.is_dataclass(kind):
         names = ", ".join(f.name for f in dataclasses.fields(kind))
         raise UsageError(f"config field {path!r} is a group; set one of its fields: {names}")
     try:
         return _SCALARS[kind](text)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         wanted = getattr(kind, "__name__", str(kind))
         raise UsageError(f"config field {path!r} got {text!r}; it takes {wanted}") from None
+
+
+def _parse_any(kinds: list[Any], text: str, path: str) -> Any:
+    for kind in kinds[:-1]:
+        with contextlib.suppress(UsageError):
+            return _parse(kind, text, path)
+    return _parse(kinds[-1], text, path)
+
+
+def _parse_tuple(kinds: tuple[Any, ...], text: str, path: str) -> tuple:
+    inner = text.strip().removeprefix("(").removesuffix(")").strip().removesuffix(",")
+    pieces = [piece.strip() for piece in inner.split(",")] if inner else []
+    if kinds[1:] == (...,):
+        kinds = kinds[:1] * len(pieces)
+    if len(kinds) != len(pieces):
+        raise UsageError(f"config field {path!r} got {text!r}; it takes {len(kinds)} values")
+    return tuple(_parse(kind, piece, path) for kind, piece in zip(kinds, pieces, strict=True))
 
 
 def _int(text: str) -> int:
@@ -111,12 +137,16 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of `to_dict` for a config class.
 
     Raises:
-      UsageError: a field that the class does not have.
+      UsageError: a field that the class does not have, or one without a default that is missing.
     """
     hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in values:
-        if name not in hints:
-            raise UsageError(f"{kind.__name__} has no field {name!r}{nearest(name, hints)}")
+        if name not in fields:
+            raise UsageError(f"{kind.__name__} has no field {name!r}{nearest(name, fields)}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{kind.__name__} needs a value for its field {name!r}")
     return kind(**{name: _build(hints[name], value) for name, value in values.items()})
 
 

@@ -1,4 +1,4 @@
-"""Named random keys: `named(key, 'dropout', step)` never collides with `named(key, 'init')`."""
+"""Named random keys: `named(key, 'dropout', step)` is independent of `named(key, 'init')`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 
 
 def named(key: jax.Array, *names: str | int | jax.Array) -> jax.Array:
-    """Derives a key by folding in names (by a checksum that is the same in every process) and numbers.
+    """Derives a key by folding in names (a checksum, the same in every process) and numbers.
 
     Args:
       key: a typed key of `jax.random.key`.
-      names: strings, Python integers, or traced integer scalars such as a step.
+      names: strings, integers in [0, 2**32), or traced integer scalars such as a step.
 
     >>> import jax
     >>> a, b = named(jax.random.key(0), 'dropout', 3), named(jax.random.key(0), 'dropout', 4)
@@ -20,5 +20,10 @@ def named(key: jax.Array, *names: str | int | jax.Array) -> jax.Array:
     False
     """
     for name in names:
-        key = jax.random.fold_in(key, zlib.crc32(name.encode()) if isinstance(name, str) else name)
+        key = jax.random.fold_in(key, _checksum(name) if isinstance(name, str) else name)
     return key
+
+
+def _checksum(name: str) -> int:
+    # The upper half of uint32: no step count reaches it, so that words and numbers never meet.
+    return zlib.crc32(name.encode()) | 1 << 31

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core.errors import UsageError
+
 Batch = Mapping[str, jax.Array]
 """Arrays by documented key: `inputs`, `targets`, `mask`, `start`, `position`, `index`, `domain`."""
 
@@ -44,20 +46,27 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
 
     Args:
       values: float array.
-      mask: bool or 0/1 array of the same shape.
+      mask: bool or 0/1 array of the same shape. Where it is false, values may be anything, NaN
+        included.
+
+    Raises:
+      UsageError: shapes that differ (broadcasting would count wrongly).
 
     >>> import jax.numpy as jnp
     >>> [float(x) for x in masked_mean(jnp.array([1., 2., 9.]), jnp.array([True, True, False]))]
     [1.5, 2.0]
     """
-    mask = mask.astype(jnp.float32)
-    weight = mask.sum()
-    return (values.astype(jnp.float32) * mask).sum() / jnp.maximum(weight, 1.0), weight
+    if values.shape != mask.shape:
+        raise UsageError(f"values of shape {values.shape} need a mask of it, got {mask.shape}")
+    total = jnp.where(mask != 0, values.astype(jnp.float32), 0.0).sum()
+    weight = jnp.count_nonzero(mask).astype(jnp.float32)
+    return total / jnp.maximum(weight, 1.0), weight
 
 
 def add_metrics(sums: Metrics, metrics: Metrics) -> Metrics:
-    """Adds `{name: (mean, weight)}` to running `{name: (sum, weight)}`."""
-    return {
-        name: (sums[name][0] + mean * weight, sums[name][1] + weight)
-        for name, (mean, weight) in metrics.items()
-    }
+    """Adds `{name: (mean, weight)}` to running `{name: (sum, weight)}`, which may start empty."""
+    added = dict(sums)
+    for name, (mean, weight) in metrics.items():
+        total, weights = sums.get(name, (0.0, 0.0))
+        added[name] = (total + mean * weight, weights + weight)
+    return added

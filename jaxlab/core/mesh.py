@@ -19,10 +19,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxlab.core.errors import UsageError
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+"""The names of the mesh axes, outermost first."""
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
+"""Rows `(logical axis, mesh axes)`. Earlier rows take a mesh axis first; later rows of the same
+logical axis are tried where earlier ones do not fit; an axis that is not listed is replicated."""
 
-# Earlier rows take a mesh axis first; a logical axis that is not listed is replicated.
 RULES: Rules = (
     ("batch", ("data", "fsdp")),
     ("length", ("sequence",)),
@@ -31,6 +33,7 @@ RULES: Rules = (
     ("heads", ("tensor",)),
     ("embed", ("fsdp",)),
 )
+"""The house's table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,14 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UsageError(f"mesh sizes must be positive and at most one -1, got {_show(sizes)}")
     known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise UsageError(f"mesh {_show(sizes)} does not fill {len(devices)} devices; let one be -1")
+    filled = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(filled) != len(devices):
+        raise UsageError(
+            f"mesh {_show(sizes)} does not fit {len(devices)} devices; the fixed sizes multiply to "
+            f"{known}, which must be {len(devices)}, or divide it with one size -1"
+        )
     return jax.make_mesh(
-        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+        tuple(filled), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )
 
 
@@ -76,28 +82,40 @@ def partition(
     """Turns the logical axes of one array into a PartitionSpec.
 
     `axes` name the last dimensions of `shape` (a stacked layer axis on the left is replicated).
-    A mesh axis is used once an array, by the first rule that asks for it.
+    A mesh axis is used once an array, by the first rule that asks for it. A mesh axis that is
+    manual here (inside `jax.shard_map`) is already split, and left out.
 
     Returns:
       The spec, and the axes that a rule would shard but whose size does not divide, as
       `(logical axis, size, number of shards)`.
+
+    Raises:
+      UsageError: more axes than `shape` has dimensions.
     """
+    if len(axes or ()) > len(shape):
+        raise UsageError(f"axes {axes} name more dimensions than shape {tuple(shape)} has")
+    free = {
+        axis: size
+        for axis, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        if size > 1 and kind is not AxisType.Manual
+    }
     axes = (None,) * (len(shape) - len(axes or ())) + tuple(axes or ())
     spec: list[Any] = [None] * len(shape)
     used: set[str] = set()
-    dropped = []
+    dropped: dict[int, tuple[str, int, int]] = {}
     for logical, mesh_axes in rules:
         for dim, name in enumerate(axes):
-            wanted = tuple(a for a in mesh_axes if mesh.shape.get(a, 1) > 1 and a not in used)
+            wanted = tuple(a for a in mesh_axes if a in free and a not in used)
             if name != logical or not wanted or spec[dim] is not None:
                 continue
-            shards = math.prod(mesh.shape[a] for a in wanted)
+            shards = math.prod(free[a] for a in wanted)
             if shape[dim] % shards:
-                dropped.append((logical, shape[dim], shards))
+                dropped[dim] = (logical, shape[dim], shards)
                 continue
+            dropped.pop(dim, None)
             spec[dim] = wanted[0] if len(wanted) == 1 else wanted
             used.update(wanted)
-    return PartitionSpec(*spec), dropped
+    return PartitionSpec(*spec), list(dropped.values())
 
 
 def param_shardings(
@@ -151,7 +169,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     Args:
       x: an array of rank `len(axes)`.
       axes: a logical axis name, or None, for each dimension.
+
+    Raises:
+      UsageError: not one axis a dimension (also without a mesh).
     """
+    if len(axes) != x.ndim:
+        raise UsageError(
+            f"constrain got {len(axes)} axes {axes} for shape {x.shape}; name each dimension, "
+            "by None where it is not sharded"
+        )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

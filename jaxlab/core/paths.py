@@ -24,7 +24,7 @@ def natural_key(path: str) -> tuple:
     ['a', 'b/2', 'b/10']
     """
     pieces = re.split(r"(\d+)", path)
-    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in pieces)
+    return tuple((1, int(p), p) if p.isdecimal() else (0, 0, p) for p in pieces)
 
 
 def natural_sort(flat: Mapping[str, T]) -> dict[str, T]:
@@ -35,21 +35,27 @@ def natural_sort(flat: Mapping[str, T]) -> dict[str, T]:
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turns nested dicts into one flat dict of '/'-joined paths; anything else is a leaf.
 
+    Raises:
+      UsageError: two leaves with one path (keys may contain '/').
+
     >>> flatten({'a': {'b': 1}, 'c': 2})
     {'a/b': 1, 'c': 2}
     """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, path + "/"))
-        else:
-            flat[path] = value
+        inner = flatten(value, path + "/") if isinstance(value, Mapping) else {path: value}
+        for twice in flat.keys() & inner.keys():
+            raise UsageError(f"two leaves have the path {twice!r}; rename a key with a '/'")
+        flat.update(inner)
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`.
+
+    Raises:
+      UsageError: a path that is a leaf and also the parent of another.
 
     >>> unflatten({'a/b': 1, 'c': 2})
     {'a': {'b': 1}, 'c': 2}
@@ -60,6 +66,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"a parent of {path!r} is a leaf of its own; rename one of them")
+        if name in node:
+            raise UsageError(f"{path!r} is a leaf and also a parent; rename one of them")
         node[name] = value
     return tree
 

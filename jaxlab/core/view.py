@@ -15,12 +15,16 @@ import jax
 from flax import nnx
 
 from jaxlab.core.errors import UsageError, nearest
-from jaxlab.core.paths import matches, natural_sort
+from jaxlab.core.paths import matches, natural_key, natural_sort
 
 Params = dict[str, jax.Array]
+"""`{'blocks/0/attention/query/kernel': array}`, in natural order (a dict that leaves `jax.jit` is
+in JAX's own order, which is the alphabet's: `natural_sort` restores it)."""
 
 
-@dataclasses.dataclass(frozen=True)
+# Views hold arrays, which neither compare nor hash: a view equals itself alone, and so may be a
+# static argument of jit.
+@dataclasses.dataclass(frozen=True, eq=False)
 class View:
     """A model as pure functions of its flat parameters.
 
@@ -51,11 +55,18 @@ class View:
 
     @classmethod
     def of(cls, model: nnx.Module) -> View:
-        """The view of a model; the arrays are shared with it, not copied."""
+        """The view of a model; the arrays are shared with it, not copied.
+
+        Raises:
+          UsageError: something that is not an NNX module; a variable that holds a dict; two
+            variables with one path (keys of an `nnx.Dict` may contain '/').
+        """
+        if not isinstance(model, nnx.Module):
+            raise UsageError(f"a view takes an nnx.Module, got {type(model).__name__}")
+        _claim_traced_arrays(model)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         flat, rest = dict(nnx.to_flat_state(params)), dict(nnx.to_flat_state(rest))
-        keys = natural_sort({_join(key): key for key in flat})
-        state_keys = natural_sort({_join(key): key for key in rest})
+        keys, state_keys = _by_path(flat), _by_path(rest)
         return cls(
             params={path: flat[key].get_value() for path, key in keys.items()},
             state={path: _value(rest[key]) for path, key in state_keys.items()},
@@ -67,14 +78,33 @@ class View:
 
     @classmethod
     def abstract(cls, build: Callable[[], nnx.Module]) -> View:
-        """The view of `build()` with shapes in place of arrays; nothing is allocated."""
-        return cls.of(nnx.eval_shape(build))
+        """The view of `build()` with shapes in place of arrays; nothing is allocated.
 
-    def model(self, params: Params | None = None, state: Mapping[str, Any] | None = None):
-        """Puts the NNX model together again, by default with the view's own arrays."""
+        A model that reads its state when called (running statistics, dropout, a constant array)
+        is applied by `apply_with_state`, with a real or traced state.
+        """
+        views = []
+
+        # Not by nnx.eval_shape, which loses the plain arrays among a model's attributes.
+        def arrays() -> tuple[Params, dict[str, Any]]:
+            views.append(cls.of(build()))
+            return views[0].params, views[0].state
+
+        params, state = map(natural_sort, jax.eval_shape(arrays))
+        return dataclasses.replace(views[0], params=params, state=state)
+
+    def model(
+        self, params: Params | None = None, state: Mapping[str, Any] | None = None
+    ) -> nnx.Module:
+        """Puts the NNX model together again, by default with the view's own arrays.
+
+        Raises:
+          UsageError: a parameter or state that the model does not have, or that is missing.
+        """
         params = self.params if params is None else params
-        self._check(params)
         state = self.state if state is None else state
+        _check(params, self._param_keys, "parameter")
+        _check(state, self._state_keys, "state")
         return nnx.merge(
             self._graph,
             nnx.from_flat_state([(self._param_keys[path], params[path]) for path in params]),
@@ -86,16 +116,21 @@ class View:
         return getattr(self.model(params), method)(*args, **kwargs)
 
     def apply_with_state(
-        self, params: Params, state: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, params: Params, state: Mapping[str, Any], *args: Any, method: str = "__call__",
+        **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """Like `apply`, from a given state; returns the output and the state after the call."""
+        """Like `apply`, from a given state; returns the output and the state after the call.
+
+        The state keeps its paths: variables that the call adds (sown values) are dropped.
+        """
         model = self.model(params, state)
-        output = model(*args, **kwargs)
-        return output, View.of(model).state
+        output = getattr(model, method)(*args, **kwargs)
+        after = View.of(model).state
+        return output, {path: after[path] for path in self._state_keys}
 
     def at(self, params: Params) -> View:
         """The same view with other parameters."""
-        self._check(params)
+        _check(params, self._param_keys, "parameter")
         return dataclasses.replace(self, params=natural_sort(params))
 
     def bind(self, params: Params) -> Callable[..., Any]:
@@ -103,6 +138,7 @@ class View:
         return functools.partial(self.apply, params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`apply` with the view's own parameters."""
         return self.apply(self.params, *args, **kwargs)
 
     def taps(
@@ -111,16 +147,20 @@ class View:
     ) -> dict[str, Any]:
         """Outputs of sub-modules by path, in natural order; works under jit and grad.
 
+        Seen are calls in the model's own trace and through NNX's transforms (`nnx.remat`,
+        `nnx.scan`), not those inside a bare `jax.lax.scan` or `jax.checkpoint`.
+
         Args:
           inputs: the model's argument, or a tuple of its arguments.
           paths: patterns over module paths such as `'blocks/*/mlp'`; the model itself is `''`.
           params: other parameters than the view's own.
+          **kwargs: the model's keyword arguments.
 
         Returns:
           `{module path: what its __call__ returned}`; a module called more than once gives a tuple.
 
         Raises:
-          UsageError: a pattern that fits no sub-module.
+          UsageError: a pattern that fits no sub-module that is called.
         """
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self.model(self.params if params is None else params)
@@ -134,7 +174,7 @@ class View:
         patterns = [paths] if isinstance(paths, str) else list(paths)
         for pattern in patterns:
             if not any(matches(path, pattern) for path in outputs):
-                raise UsageError(f"no sub-module fits {pattern!r}{nearest(pattern, outputs)}")
+                raise UsageError(f"no called module fits {pattern!r}{nearest(pattern, outputs)}")
         chosen = {path: out for path, out in outputs.items() if matches(path, patterns)}
         return natural_sort(
             {path: out[0] if len(out) == 1 else out for path, out in chosen.items()}
@@ -143,15 +183,39 @@ class View:
     @property
     def num_params(self) -> int:
         """The number of scalars in `params`."""
-        return sum(p.size for p in self.params.values())
+        return sum(p.size for p in jax.tree.leaves(self.params))
 
-    def _check(self, params: Mapping[str, Any]) -> None:
-        if params.keys() == self._param_keys.keys():
-            return
-        for path in sorted(params.keys() - self._param_keys.keys()):
-            raise UsageError(f"the model has no parameter {path!r}{nearest(path, self._param_keys)}")
-        missing = sorted(self._param_keys.keys() - params.keys())
-        raise UsageError(f"parameters are missing: {', '.join(missing[:5])} ({len(missing)} in all)")
+
+def _check(given: Mapping[str, Any], known: Mapping[str, Any], noun: str) -> None:
+    if given.keys() == known.keys():
+        return
+    for path in sorted(given.keys() - known.keys()):
+        raise UsageError(f"the model has no {noun} {path!r}{nearest(path, known)}")
+    missing = sorted(known.keys() - given.keys(), key=natural_key)
+    listed = ", ".join(missing[:5])
+    raise UsageError(f"{noun} of the model missing: {listed} ({len(missing)} in all)")
+
+
+def _claim_traced_arrays(model: nnx.Module) -> None:
+    # A plain array as an attribute is data to NNX, but structure where it was made while tracing
+    # (is_data goes by the exact type): the split would hide it, and keep the tracer.
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Pytree):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, jax.core.Tracer):
+                    setattr(node, name, nnx.data(value))
+
+
+def _by_path(variables: Mapping[tuple, Any]) -> dict[str, tuple]:
+    keys: dict[str, tuple] = {}
+    for key, variable in variables.items():
+        path = _join(key)
+        if isinstance(_value(variable), dict):
+            raise UsageError(f"variable {path!r} holds a dict; give each array its own variable")
+        if path in keys:
+            raise UsageError(f"two variables have the path {path!r}; rename a key with a '/'")
+        keys[path] = key
+    return natural_sort(keys)
 
 
 def _join(key: tuple) -> str:

@@ -1,0 +1,46 @@
+"""Training: state, one step, one loop, optimizers, checkpoints, hooks, the command line."""
+
+from __future__ import annotations
+
+from jaxlab.train.checkpoints import Checkpoints as Checkpoints
+from jaxlab.train.checkpoints import Restored as Restored
+from jaxlab.train.command_line import main as main
+from jaxlab.train.hooks import Evaluate as Evaluate
+from jaxlab.train.hooks import Hook as Hook
+from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
+from jaxlab.train.hooks import Writer as Writer
+from jaxlab.train.loading import load_model as load_model
+from jaxlab.train.loading import restore_params as restore_params
+from jaxlab.train.logs import LogMetrics as LogMetrics
+from jaxlab.train.loop import Run as Run
+from jaxlab.train.loop import Seconds as Seconds
+from jaxlab.train.loop import fit as fit
+from jaxlab.train.optimizers import OptimizerConfig as OptimizerConfig
+from jaxlab.train.optimizers import build as build_optimizer
+from jaxlab.train.optimizers import schedule as schedule
+from jaxlab.train.progress import ProgressBar as ProgressBar
+from jaxlab.train.state import Build as Build
+from jaxlab.train.state import StatePlan as StatePlan
+from jaxlab.train.state import TrainState as TrainState
+from jaxlab.train.state import init_state as init_state
+from jaxlab.train.state import plan_state as plan_state
+from jaxlab.train.step import Step as Step
+from jaxlab.train.step import make_eval as make_eval
+from jaxlab.train.step import make_step as make_step
+from jaxlab.train.step import metric_names as metric_names
+from jaxlab.train.stopping import StopOnNaN as StopOnNaN
+from jaxlab.train.stopping import StopOnSignal as StopOnSignal
+from jaxlab.train.stopping import TrainingDiverged as TrainingDiverged
+from jaxlab.train.stopping import TrainingInterrupted as TrainingInterrupted
+from jaxlab.train.training import TrainConfig as TrainConfig
+from jaxlab.train.training import describe as describe
+from jaxlab.train.training import run_training as run_training
+
+__all__ = [
+    "Build", "Checkpoints", "Evaluate", "Hook", "LogMetrics", "OptimizerConfig", "ProgressBar",
+    "Restored", "Run", "SaveCheckpoint", "Seconds", "StatePlan", "Step", "StopOnNaN",
+    "StopOnSignal", "TrainConfig", "TrainState", "TrainingDiverged", "TrainingInterrupted",
+    "Writer", "build_optimizer", "describe", "fit", "init_state", "load_model", "main",
+    "make_eval", "make_step", "metric_names", "plan_state", "restore_params", "run_training",
+    "schedule",
+]

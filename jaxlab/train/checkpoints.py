@@ -1,0 +1,281 @@
+"""Checkpoints of a run: written beside the training, whole or not at all, read back to the bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxlab import __version__
+from jaxlab.core import Params, UsageError
+from jaxlab.train.manifest import (
+    ARRAY_ITEMS,
+    carry_has_other_rows,
+    checksums_of,
+    items_of,
+    leaves_of,
+    params_targets,
+    part,
+    require_same_leaves,
+    state_of,
+)
+from jaxlab.train.state import TrainState
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import CheckpointManager
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+      state: in the shapes, dtypes and shardings of the target. Its carry is None when it was
+        saved with another number of rows.
+      data_state: the place in the data, as plain JSON.
+      meta: what the caller had saved beside it.
+    """
+
+    state: TrainState
+    data_state: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, by step.
+
+    Each holds `params` and `model_state`, which are what a model needs later; `train` (step,
+    optimizer state, key, metric sums); `carry`, on its own because it depends on the batch; and,
+    as JSON, `data` and `meta`.
+
+    Args:
+      folder: made when missing, unless `read_only`.
+      keep_last: how many of the newest are kept; the newest is never deleted before the next one
+        is whole.
+      keep_every: keep those of steps that are multiples of this as well.
+      read_only: never write, delete or move anything.
+
+    Raises:
+      UsageError: `keep_last` or `keep_every` below 1; a folder that cannot be made.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int | None = None,
+        read_only: bool = False,
+    ):
+        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}; expected 1 or more")
+        self.folder = pathlib.Path(folder).absolute()
+        self._read_only = read_only
+        if not read_only:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"checkpoint folder {os.fspath(folder)!r} cannot be made ({error.strerror}); "
+                    "give a workdir that can be written"
+                ) from None
+        self._manager = _open_manager(self.folder, keep_last, keep_every, read_only)
+
+    def save(
+        self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None
+    ) -> None:
+        """Saves the state under its step; returns when the devices' arrays are copied.
+
+        Args:
+          state: may be donated as soon as this returns.
+          data_state: the place in the data that belongs to it, as plain JSON.
+          meta: what tells this run from others, as plain JSON; the version is added.
+        """
+        from orbax.checkpoint import args
+
+        items = items_of(state)
+        own = {
+            "caller": dict(meta or {}) | {"jaxlab": __version__},
+            "leaves": leaves_of(items),
+            "checksums": checksums_of(items),
+        }
+        arrays = {name: args.StandardSave(item) for name, item in items.items()}
+        self._manager.save(
+            int(state.step),
+            args=args.Composite(
+                **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
+            ),
+        )
+
+    def restore(self, target: TrainState) -> Restored | None:
+        """Reads the newest checkpoint that can be read.
+
+        Those newer than it are set aside as `unreadable-<step>`, with a warning for each.
+
+        Args:
+          target: arrays or `jax.ShapeDtypeStruct` with shardings; see `StatePlan.abstract`.
+
+        Returns:
+          What it held, or None where there is no checkpoint.
+
+        Raises:
+          UsageError: a checkpoint of another config, with the parameter that differs; checkpoints
+            of which none can be read.
+        """
+        found = self._newest(lambda step: self._restore(step, target))
+        if found is None:
+            return None
+        step, restored = found
+        self._set_aside([late for late in self._steps() if late > step])
+        return restored
+
+    def restore_model(
+        self, params: Params | None = None, model_state: Mapping[str, Any] | None = None,
+        step: int | None = None,
+    ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+        """Reads the model alone, for use without an optimizer.
+
+        Args:
+          params: targets; by default what the checkpoint holds, on one device.
+          model_state: targets for the model's other variables; they are left out without.
+          step: which checkpoint; by default the newest that can be read.
+
+        Returns:
+          params, model state, meta.
+
+        Raises:
+          UsageError: no such or no readable checkpoint; one of another config.
+        """
+
+        def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+            meta = self._json(step, "meta")
+            targets = {"params": params_targets(meta["leaves"]) if params is None else params}
+            if model_state:
+                targets["model_state"] = model_state
+            require_same_leaves(part(meta["leaves"], *targets), targets, step)
+            found = self._arrays(step, meta, targets)
+            return found["params"], found.get("model_state", {}), meta["caller"]
+
+        steps = self._steps()
+        if step is not None and step not in steps:
+            raise UsageError(f"no checkpoint of step {step} in {self._where()}; it has {steps}")
+        found = self._newest(read, steps if step is None else [step])
+        if found is None:
+            raise UsageError(f"no checkpoint in {self._where()}; train there first")
+        return found[1]
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return max(self._steps(), default=None)
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk; raises what went wrong in writing it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _newest(
+        self, read: Callable[[int], Any], steps: Iterable[int] | None = None
+    ) -> tuple[int, Any] | None:
+        steps = sorted(self._steps() if steps is None else steps, reverse=True)
+        for step in steps:
+            try:
+                return step, read(step)
+            except UsageError:
+                raise
+            # Whatever orbax raises over damaged files, of which there are many kinds.
+            except Exception as error:
+                reason = " ".join(str(error).split())[:150] or "no reason given"
+                log.warning(
+                    "checkpoint of step %d in %s cannot be read, trying an older one: %s: %s",
+                    step, self._where(), type(error).__name__, reason,
+                )
+        if steps:
+            raise UsageError(
+                f"none of the checkpoints {steps} in {self._where()} can be read; move the folder "
+                "away to begin anew"
+            )
+        return None
+
+    def _restore(self, step: int, target: TrainState) -> Restored:
+        meta = self._json(step, "meta")
+        items, leaves = items_of(target), meta["leaves"]
+        if carry_has_other_rows(leaves, items):
+            del items["carry"]
+            leaves = part(leaves, *items)
+        require_same_leaves(leaves, items, step)
+        state = state_of(self._arrays(step, meta, items))
+        return Restored(state, self._json(step, "data")["state"], meta["caller"])
+
+    def _json(self, step: int, item: str) -> Any:
+        from orbax.checkpoint import args
+
+        return self._manager.restore(step, args=args.Composite(**{item: args.JsonRestore()}))[item]
+
+    def _arrays(
+        self, step: int, meta: Mapping[str, Any], targets: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from orbax.checkpoint import args
+
+        wanted = {name: args.StandardRestore(target) for name, target in targets.items()}
+        restored = self._manager.restore(step, args=args.Composite(**wanted))
+        found = {name: restored[name] for name in targets}
+        # The file format notices a file cut short, but not a flipped bit.
+        for path, checksum in checksums_of(found).items():
+            if checksum != meta["checksums"][path]:
+                raise OSError(f"{path} is not what was saved")
+        return found
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def _where(self) -> str:
+        return repr(os.fspath(self.folder))
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        # The manager would pass over, in silence, a save under a step that exists.
+        for step in [] if self._read_only else steps:
+            aside = self.folder / f"unreadable-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        self._manager.reload()
+
+
+def _open_manager(
+    folder: pathlib.Path, keep_last: int, keep_every: int | None, read_only: bool
+) -> CheckpointManager:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    # max_to_keep with a best one would delete the newest: the policies are joined instead.
+    kept = [policies.LatestN(keep_last)]
+    if keep_every is not None:
+        kept.append(policies.EveryNSteps(keep_every))
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not read_only,
+            create=False,
+            read_only=read_only,
+        ),
+        item_handlers={
+            **{name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS},
+            **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
+        },
+    )

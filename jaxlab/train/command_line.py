@@ -1,0 +1,236 @@
+"""The command line that every experiment shares.
+
+    python -m experiments.NAME --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+
+What a user got wrong gives one line and exit code 2, a run whose numbers are no longer finite one
+line and 3, a run stopped by a signal one line and 128 plus the signal's number (130 for Ctrl-C, 143
+for SIGTERM): the same command then continues it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from jaxlab.core import UsageError, flatten, nearest, to_dict
+from jaxlab.results import Record
+from jaxlab.train.config_files import (
+    load_variants,
+    resolve_config,
+    split_assignments,
+    split_variant,
+)
+from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
+
+USAGE, DIVERGED, INTERRUPTED = 2, 3, 128
+
+
+def main(
+    run: Callable[[Any, Record], None],
+    *,
+    plan: Callable[[Any], Iterable[str]] | None = None,
+    sample: Callable[..., None] | None = None,
+    sample_flags: Mapping[str, int | float] | None = None,
+    paper: str = "",
+    ignore: Sequence[str] = (),
+    doc: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Runs an experiment as its command line says, and exits.
+
+    Args:
+      run: `run(config, record)`; it resumes what lies in the record's workdir.
+      plan: `plan(config)` gives the lines that `--dry_run` prints after the config.
+      sample: `sample(record, prompt, **sample_flags)`, called on a trained workdir for `--sample`.
+      sample_flags: flags of `sample` with their default numbers, such as `{'temperature': 1.0}`.
+      paper: the source, with its arXiv id, for the record.
+      ignore: dotted config fields that may change when a workdir is taken up again.
+      doc: what `--help` prints first; by default the docstring of the module of `run`.
+      argv: arguments, by default those of the process.
+
+    Raises:
+      SystemExit: always, with the exit code described above.
+    """
+    command = Command(run, plan, sample, sample_flags or {}, paper, tuple(ignore), doc)
+    sys.exit(command(sys.argv[1:] if argv is None else argv))
+
+
+class Command:
+    """An experiment as a function of its arguments, which returns the exit code; see `main`."""
+
+    def __init__(
+        self, run: Callable[[Any, Record], None],
+        plan: Callable[[Any], Iterable[str]] | None, sample: Callable[..., None] | None,
+        sample_flags: Mapping[str, int | float], paper: str, ignore: tuple[str, ...],
+        doc: str | None,
+    ):
+        self._run, self._plan, self._sample = run, plan, sample
+        self._sample_flags, self._paper, self._ignore = dict(sample_flags), paper, ignore
+        self._file = pathlib.Path(inspect.getfile(run))
+        self._doc = doc or inspect.getdoc(inspect.getmodule(run)) or ""
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        """Runs; returns the exit code."""
+        try:
+            self._dispatch(argv)
+        except UsageError as error:
+            return self._fail(error, USAGE)
+        except TrainingDiverged as error:
+            return self._fail(error, DIVERGED)
+        except TrainingInterrupted as error:
+            return self._fail(error, INTERRUPTED + error.signal)
+        except KeyboardInterrupt:
+            words = "stopped by Ctrl-C; the same command continues from the last checkpoint"
+            return self._fail(words, INTERRUPTED + 2)
+        return 0
+
+    def _fail(self, what: Any, code: int) -> int:
+        print(f"{self._file.stem}: {what}", file=sys.stderr, flush=True)
+        return code
+
+    def _dispatch(self, argv: Sequence[str]) -> None:
+        assignments, rest = split_assignments(argv)
+        found = self._flags()
+        parse_flags(found, rest)
+        if found.help:
+            print(self._help(found))
+            return
+        if found.devices is not None:
+            use_virtual_devices(found.devices)
+        if self._sample is not None and found.sample is not None:
+            values = {name: getattr(found, name) for name in self._sample_flags}
+            self._sample(Record.open(self._workdir(found)), found.sample, **values)
+            return
+        variant, config = resolve_config(found.config, assignments, self._example())
+        if found.dry_run:
+            print("\n".join(self._plan_lines(config)))
+            return
+        record = Record.create(
+            self._workdir(found), experiment=self._file.stem, variant=variant, paper=self._paper,
+            config=to_dict(config), ignore=self._ignore,
+        )
+        self._run(config, record)
+
+    def _flags(self) -> flags.FlagValues:
+        found = flags.FlagValues()
+        text = {
+            "config": "FILE[:VARIANT], a Python file with VARIANTS; --config.FIELD=VALUE sets a "
+            "field of it, any number of times.",
+            "workdir": "Folder of the run; one that is there is continued.",
+        }
+        for name, words in text.items():
+            flags.DEFINE_string(name, None, words, flag_values=found)
+        flags.DEFINE_bool(
+            "dry_run", False, "Print config, size, memory, sharding and steps; run nothing.",
+            flag_values=found,
+        )
+        flags.DEFINE_integer(
+            "devices", None, "Run on so many virtual CPU devices.", flag_values=found
+        )
+        flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
+        if self._sample is not None:
+            flags.DEFINE_string(
+                "sample", None, "Continue this prompt with the model of the workdir.",
+                flag_values=found,
+            )
+        for name, default in self._sample_flags.items():
+            define = flags.DEFINE_integer if type(default) is int else flags.DEFINE_float
+            define(name, default, "For --sample.", flag_values=found)
+        return found
+
+    def _workdir(self, found: flags.FlagValues) -> str:
+        if not found.workdir:
+            raise UsageError(
+                f"--workdir is missing; give a folder for the run, e.g. "
+                f"--workdir=runs/{self._file.stem}"
+            )
+        return found.workdir
+
+    def _config_file(self) -> pathlib.Path:
+        """Where the experiment's configs are by the layout of the house."""
+        return self._file.parent.parent / "configs" / self._file.name
+
+    def _example(self) -> str:
+        return f"--config=configs/{self._file.name}:VARIANT"
+
+    def _plan_lines(self, config: Any) -> list[str]:
+        fields = flatten(to_dict(config)).items()
+        lines = [f"{path.replace('/', '.')} = {value!r}" for path, value in fields]
+        return lines if self._plan is None else [*lines, "", *self._plan(config)]
+
+    def _help(self, found: flags.FlagValues) -> str:
+        path = self._config_file()
+        if found.config is not None:
+            path, _ = split_variant(found.config)
+        parts = [self._doc.strip()]
+        if path.is_file():
+            lines = [
+                f"  {name:<10} {_first_line(make)}".rstrip()
+                for name, make in load_variants(path)[0].items()
+            ]
+            parts.append("\n".join([f"variants of {os.path.relpath(path)}:", *lines]))
+        lines = [
+            f"  --{name:<10} {found[name].help}"
+            + ("" if found[name].default in (None, False) else f" Default {found[name].default}.")
+            for name in sorted(found)
+            if name != "h"
+        ]
+        return "\n\n".join([*parts, "\n".join(["flags:", *lines])])
+
+
+def _first_line(make: Callable[[], Any]) -> str:
+    return next(iter((inspect.getdoc(make) or "").splitlines()), "")
+
+
+def parse_flags(found: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Parses the arguments into `found`.
+
+    Raises:
+      UsageError: an unknown flag, a value that a flag does not take, or a stray argument.
+    """
+    known = [name for name in found if name != "h"]
+    try:
+        _, *stray = found(["", *argv])
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        hint = nearest(name, known) or f"; there are {', '.join('--' + n for n in known)}"
+        raise UsageError(f"unknown flag --{name}{hint}") from None
+    except flags.IllegalFlagValueError as error:
+        matched = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+        if matched is None:
+            raise UsageError(f"{error}") from None
+        name, value = matched.groups()
+        kind = found[name].flag_type()
+        raise UsageError(f"flag --{name} got {value!r}; it takes {kind}") from None
+    except flags.Error as error:
+        raise UsageError(f"{error}; --help lists the flags") from None
+    if stray:
+        raise UsageError(
+            f"argument {stray[0]!r} belongs to no flag; write --FLAG=VALUE"
+            f"{nearest(stray[0], known)}"
+        )
+
+
+def use_virtual_devices(count: int) -> None:
+    """Lets this process have `count` virtual CPU devices; must come before any use of JAX.
+
+    Raises:
+      UsageError: a count below 1; devices that are in use already.
+    """
+    if count < 1:
+        raise UsageError(f"flag --devices got {count}; it takes 1 or more")
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        raise UsageError(
+            f"flag --devices={count} came too late: JAX is in use in this process already"
+        ) from None

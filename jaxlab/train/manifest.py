@@ -1,0 +1,113 @@
+"""What a checkpoint holds: its items, and the shape, dtype and checksum of every array in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core import Params, UsageError
+from jaxlab.train.state import TrainState
+
+ARRAY_ITEMS = ("params", "model_state", "train", "carry")
+
+Leaves = Mapping[str, list[Any]]
+"""`{item/path: [*shape, dtype]}`."""
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """The state in the items in which it is saved; those without an array are left out."""
+    items = {
+        "params": state.params,
+        "model_state": state.model_state,
+        "train": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "key": state.key,
+            "metrics": state.metrics,
+        },
+        # In a dict, for orbax takes no single array as an item.
+        "carry": {"rows": state.carry},
+    }
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+
+def state_of(items: Mapping[str, Any]) -> TrainState:
+    """The inverse of `items_of`."""
+    return TrainState(
+        params=items["params"],
+        model_state=items.get("model_state", {}),
+        carry=items["carry"]["rows"] if "carry" in items else None,
+        **items["train"],
+    )
+
+
+def leaves_of(items: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Shape and dtype of every array by its path."""
+    return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in _by_path(items).items()}
+
+
+def checksums_of(items: Mapping[str, Any]) -> dict[str, int]:
+    """The sum of the bits of every array modulo 2**32, the same in whatever way it is sharded."""
+    sums = {path: _checksum(leaf) for path, leaf in _by_path(items).items()}
+    return {path: int(total) for path, total in jax.device_get(sums).items()}
+
+
+def require_same_leaves(saved: Leaves, items: Mapping[str, Any], step: int) -> None:
+    """Checks that a checkpoint's leaves are those of `items`.
+
+    Raises:
+      UsageError: they are not; names the first that differs, with both shapes.
+    """
+    wanted = leaves_of(items)
+    for path in [*wanted, *saved]:
+        old, new = saved.get(path), wanted.get(path)
+        if old != new:
+            name = path.removeprefix("params/").removeprefix("train/")
+            raise UsageError(
+                f"the checkpoint of step {step} is of another config: {name} is {_show(old)} "
+                f"there and {_show(new)} in this config; use that run's config or another workdir"
+            )
+
+
+def carry_has_other_rows(saved: Leaves, items: Mapping[str, Any]) -> bool:
+    """Whether the saved carry differs from that of `items` in its number of rows, and only so."""
+    old, new = part(saved, "carry"), part(leaves_of(items), "carry")
+    without_rows = [{path: leaf[1:] for path, leaf in side.items()} for side in (old, new)]
+    return old != new and without_rows[0] == without_rows[1]
+
+
+def part(saved: Leaves, *items: str) -> dict[str, list[Any]]:
+    """The leaves of some items."""
+    return {path: leaf for path, leaf in saved.items() if path.split("/")[0] in items}
+
+
+def params_targets(saved: Leaves) -> Params:
+    """What to restore the parameters into where nothing is known of the model: one device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        path.removeprefix("params/"): jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
+        for path, (*shape, dtype) in part(saved, "params").items()
+    }
+
+
+def _by_path(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items)
+    }
+
+
+def _show(leaf: list[Any] | None) -> str:
+    return "absent" if leaf is None else f"{leaf[-1]}{leaf[:-1]}"
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype != jnp.bool_:
+        x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return x.sum(dtype=jnp.uint32)

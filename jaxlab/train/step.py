@@ -1,0 +1,280 @@
+"""One jitted, donated training step, and the evaluation of a function of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.core import (
+    RULES,
+    Batch,
+    Loss,
+    Metrics,
+    Objective,
+    Params,
+    Rules,
+    UsageError,
+    View,
+    add_metrics,
+    batch_sharding,
+    named,
+    use_mesh,
+)
+from jaxlab.train.state import STEP_METRICS, TrainState
+
+_OWN_METRICS = frozenset(STEP_METRICS)
+
+
+class Step:
+    """`step(state, batch) -> state`: gradients, optimizer, metrics and carry in one jitted call.
+
+    The state that is passed in is donated: its buffers are gone after the call. The shardings of
+    the state that comes out are those of the state that went in, so that one compilation serves
+    all steps. Made by `make_step`.
+
+    Attributes:
+      num_compilations: programs made so far; it stays 1 from the first step on. (The entries of
+        jit's own cache are more: it keeps one for every way in which equal arguments arrive.)
+    """
+
+    def __init__(
+        self, view: View, objective: Objective, optimizer: optax.GradientTransformation, *,
+        mesh: Mesh, rules: Rules, accumulate: int,
+    ):
+        if accumulate < 1:
+            raise UsageError(f"accumulate={accumulate}; expected at least 1 micro-batch a step")
+        self._view, self._objective, self._optimizer = view, objective, optimizer
+        self._mesh, self._rules, self._accumulate = mesh, rules, accumulate
+        self._rows = batch_sharding(mesh, rules)
+        self._jitted: Callable[[TrainState, Batch], TrainState] | None = None
+        self.num_compilations = 0
+
+    def __call__(self, state: TrainState, batch: Batch) -> TrainState:
+        """Returns the state after one optimizer step on `batch` (arrays [b, ...])."""
+        if self._jitted is None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+            self._jitted = jax.jit(
+                self._step, donate_argnums=0,
+                in_shardings=(shardings, self._rows), out_shardings=shardings,
+            )
+        with use_mesh(self._mesh, self._rules):
+            return self._jitted(state, batch)
+
+    def _step(self, state: TrainState, batch: Batch) -> TrainState:
+        # Runs under tracing only, and with all shardings given each trace is one program.
+        self.num_compilations += 1
+        own = {name: state.metrics[name] for name in state.metrics if name != "grad_norm"}
+        key = named(state.key, "step", state.step)
+        if self._accumulate == 1:
+            part = self._part(state.params, state.model_state, batch, state.carry, named(key, 0))
+            grads, model_state, carry = part.grads, part.model_state, part.carry
+            metrics = _add(own, part.metrics)
+        else:
+            grads, model_state, carry, metrics = self._accumulated(state, batch, own, key)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        norm = {"grad_norm": (optax.tree.norm(grads).astype(jnp.float32), jnp.ones(()))}
+        return TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            model_state=model_state,
+            key=state.key,
+            carry=carry,
+            metrics=metrics | add_metrics({"grad_norm": state.metrics["grad_norm"]}, norm),
+        )
+
+    def _part(
+        self, params: Params, model_state: Mapping[str, Any], batch: Batch, carry: Any,
+        key: jax.Array,
+    ) -> _Part:
+        def loss_of(params: Params) -> tuple[jax.Array, tuple[Loss, dict[str, Any]]]:
+            model = _Model(self._view, params, model_state)
+            loss = self._objective(model, batch, carry, key)
+            return loss.value, (loss, model.state)
+
+        (_, (loss, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        _require_same_carry(carry, loss.carry)
+        metrics = loss.metrics | {"loss": (loss.value, loss.weight)}
+        return _Part(grads, loss.weight, model_state, loss.carry, metrics)
+
+    def _accumulated(
+        self, state: TrainState, batch: Batch, sums: Metrics, key: jax.Array
+    ) -> tuple[Params, dict[str, Any], Any, Metrics]:
+        """The exact weighted mean of the gradients of micro-batches, one after the other."""
+
+        def body(totals: Any, part: Any) -> tuple[Any, Any]:
+            grads, weight, model_state, sums = totals
+            index, batch, carry = part
+            part = self._part(state.params, model_state, batch, carry, named(key, index))
+            grads = jax.tree.map(
+                lambda g, more: g + more.astype(g.dtype) * part.weight, grads, part.grads
+            )
+            totals = grads, weight + part.weight, part.model_state, _add(sums, part.metrics)
+            return totals, part.carry
+
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
+        totals = (zeros, jnp.zeros(()), state.model_state, sums)
+        parts = (jnp.arange(self._accumulate), *map(self._split, (batch, state.carry)))
+        (grads, weight, model_state, sums), carry = jax.lax.scan(body, totals, parts)
+        # Without any weight all gradients are zero already.
+        weight = jnp.where(weight > 0, weight, 1.0)
+        grads = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, state.params)
+        return grads, model_state, self._join(carry), sums
+
+    def _split(self, tree: Any) -> Any:
+        """[b, ...] -> [micro-batch, rows, ...]: row i of micro-batch a is row i * accumulate + a.
+
+        So every device keeps the rows it has, in every micro-batch.
+        """
+        sharding = NamedSharding(self._mesh, PartitionSpec(None, *self._rows.spec))
+
+        def split(x: jax.Array) -> jax.Array:
+            rows, rest = divmod(x.shape[0], self._accumulate)
+            if rest:
+                raise UsageError(
+                    f"a batch of {x.shape[0]} rows does not divide into accumulate="
+                    f"{self._accumulate} micro-batches; change one of them"
+                )
+            x = x.reshape(rows, self._accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return x if self._mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+
+        return jax.tree.map(split, tree)
+
+    def _join(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def make_step(
+    view: View,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    rules: Rules = RULES,
+    accumulate: int = 1,
+) -> Step:
+    """Makes the training step of a model.
+
+    Args:
+      view: the model; its arrays are not used, those of the state are.
+      objective: `objective(model, batch, carry, key) -> Loss`. The carry enters as data: gradients
+        end at the border of a step.
+      optimizer: an optax optimizer over the flat parameters.
+      mesh: the devices of the state.
+      rules: logical axis to mesh axes, for the activations.
+      accumulate: number of micro-batches a batch is split into by rows. Gradients and metrics are
+        averaged by the weights of the losses, as over the whole batch.
+
+    Raises:
+      UsageError: `accumulate` below 1; when the first batch is traced, rows that do not divide by
+        it, metrics other than those the state sums, or a carry that changes its shape.
+    """
+    return Step(view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate)
+
+
+def metric_names(
+    view: View, objective: Objective, batch: Batch, carry: Any = None
+) -> tuple[str, ...]:
+    """The names of what a step of `objective` measures, found from shapes alone.
+
+    Args:
+      view: the model, abstract or not.
+      objective: as for `make_step`.
+      batch: one batch, arrays or shapes.
+      carry: the recurrent state, arrays or shapes.
+    """
+
+    def measure(params: Params, state: dict[str, Any], batch: Batch, carry: Any) -> Loss:
+        return objective(_Model(view, params, state), batch, carry, jax.random.key(0))
+
+    loss = jax.eval_shape(measure, view.params, view.state, dict(batch), carry)
+    return tuple(sorted(_OWN_METRICS | loss.metrics.keys()))
+
+
+def make_eval(
+    view: View, function: Callable[[Any, Batch, Any], Any], *, mesh: Mesh, rules: Rules = RULES
+) -> Callable[..., Any]:
+    """Makes a jitted evaluation.
+
+    Args:
+      view: the model; its arrays are not used.
+      function: `function(model, batch, carry) -> pytree`, for example the sums of losses and the
+        carry after the batch.
+      mesh: the devices of the parameters.
+      rules: logical axis to mesh axes, for the activations.
+
+    Returns:
+      `evaluate(params, batch, carry=None, model_state={})`, what `function` returns.
+    """
+
+    @jax.jit
+    def jitted(params: Params, batch: Batch, carry: Any, state: Mapping[str, Any]) -> Any:
+        return function(_Model(view, params, state), batch, carry)
+
+    rows = batch_sharding(mesh, rules)
+
+    def evaluate(
+        params: Params, batch: Batch, carry: Any = None,
+        model_state: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with use_mesh(mesh, rules):
+            return jitted(params, jax.device_put(dict(batch), rows), carry, model_state or {})
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What one micro-batch gives."""
+
+    grads: Params
+    weight: jax.Array
+    model_state: dict[str, Any]
+    carry: Any
+    metrics: Metrics
+
+
+class _Model:
+    """The model an objective sees: `view.apply`, with the changes of its state kept."""
+
+    def __init__(self, view: View, params: Params, state: Mapping[str, Any]):
+        self._view, self._params, self.state = view, params, dict(state)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.state:
+            return self._view.apply(self._params, *args, **kwargs)
+        output, self.state = self._view.apply_with_state(
+            self._params, self.state, *args, **kwargs
+        )
+        return output
+
+
+def _add(sums: Metrics, metrics: Metrics) -> Metrics:
+    if sums.keys() != metrics.keys():
+        raise UsageError(
+            f"the objective measures {sorted(metrics)} but the state sums {sorted(sums)}; make "
+            "the state with metric_names(view, objective, batch)"
+        )
+    sums = add_metrics(sums, metrics)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
+
+
+def _require_same_carry(before: Any, after: Any) -> None:
+    def describe(tree: Any) -> dict[str, tuple[Any, Any]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): (x.shape, x.dtype.name) for path, x in leaves}
+
+    old, new = describe(before), describe(after)
+    for path in [*old, *new]:
+        if old.get(path) != new.get(path):
+            raise UsageError(
+                f"carry{path} is {old.get(path, 'absent')} before the batch and "
+                f"{new.get(path, 'absent')} after it; the objective must return the carry it "
+                "took, with the same shapes and dtypes"
+            )

@@ -1,0 +1,141 @@
+"""Runs that end before their time: a loss that is no number, and signals."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.train.loop import Run
+
+
+class TrainingDiverged(RuntimeError):
+    """A run whose numbers are no longer finite.
+
+    Attributes:
+      step: at which that was found.
+      checkpoint: step of the last good checkpoint, or None.
+    """
+
+    def __init__(self, what: str, step: int, checkpoint: int | None):
+        self.step, self.checkpoint = step, checkpoint
+        kept = (
+            "no checkpoint was saved before" if checkpoint is None
+            else f"the checkpoint of step {checkpoint} is good and kept"
+        )
+        super().__init__(
+            f"training diverged: {what} at step {step}; {kept}; try a lower "
+            "optimizer.learning_rate, a longer optimizer.warmup_steps, optimizer.clip_norm=1, or "
+            "look at the data there"
+        )
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A run that a signal ended after its state was saved.
+
+    A kind of KeyboardInterrupt: `except Exception` lets it pass.
+
+    Attributes:
+      signal: the signal.
+      step: steps done and saved.
+    """
+
+    def __init__(self, signal: signal.Signals, step: int, steps: int):
+        self.signal, self.step = signal, step
+        super().__init__(
+            f"stopped by {signal.name} at step {step} of {steps}; all is saved, and the same "
+            "command continues from there"
+        )
+
+
+class StopOnNaN(Hook):
+    """Raises `TrainingDiverged` as soon as a logged loss is not finite.
+
+    Before a checkpoint it looks at the sums of loss and gradient norm and at all parameters and
+    the carry, so that a state that is not finite is never saved. Put it behind `LogMetrics`.
+
+    Args:
+      checkpoints: names the last good one in the error.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None = None):
+        self._checkpoints = checkpoints
+        self._seen: dict[str, float] = {}
+
+    def after_step(self, run: Run) -> None:
+        """Looks at a row once it is there."""
+        if run.latest is not self._seen:
+            self._seen = run.latest
+            for name in ("train/loss", "train/grad_norm"):
+                value = run.latest.get(name, 0.0)
+                if not math.isfinite(value):
+                    self._raise(f"{name} is {value}", int(run.latest["step"]))
+
+    def flush(self, run: Run) -> None:
+        """Looks at the whole state."""
+        self.after_step(run)
+        state = run.state
+        sums = {n: state.metrics[n] for n in ("loss", "grad_norm") if n in state.metrics}
+        parts = {"the loss or gradient": sums, "the parameters": state.params,
+                 "the carry": state.carry}
+        for what, finite in run.fetch(_all_finite(parts)).items():
+            if not finite:
+                self._raise(f"{what} are not finite", run.step)
+
+    def finish(self, run: Run) -> None:
+        """Looks at the last row and the last state."""
+        self.flush(run)
+
+    def _raise(self, what: str, step: int) -> None:
+        good = None if self._checkpoints is None else self._checkpoints.latest_step()
+        raise TrainingDiverged(what, step, good)
+
+
+@jax.jit
+def _all_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    def finite(tree: Any) -> jax.Array:
+        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return jnp.stack([jnp.isfinite(x).all() for x in leaves] or [jnp.array(True)]).all()
+
+    return {name: finite(tree) for name, tree in parts.items()}
+
+
+class StopOnSignal(Hook):
+    """Ends the run after the step at hand on SIGINT (Ctrl-C) or SIGTERM.
+
+    `run.interrupted` then holds the signal; `SaveCheckpoint` saves at the end as ever. A second
+    Ctrl-C raises KeyboardInterrupt at once. The handlers from before come back at the end.
+    Threads other than the main one can't take signals: there this hook does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self._before: dict[signal.Signals, Any] = {}
+
+    def start(self, run: Run) -> None:
+        """Takes the signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if run.interrupted is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            run.interrupted = run.interrupted or signal.Signals(number)
+            run.stop = True
+
+        # A handler that was not set from Python reads as None and can only go back to the default.
+        self._before = {n: signal.signal(n, handle) or signal.SIG_DFL for n in self.SIGNALS}
+
+    def close(self, run: Run) -> None:
+        """Gives the signals back."""
+        while self._before:
+            signal.signal(*self._before.popitem())

@@ -1,0 +1,298 @@
+"""A whole training run from a config: plan, resume, train, save; and its description."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxlab.core import (
+    RULES,
+    MeshConfig,
+    Objective,
+    Rules,
+    UsageError,
+    View,
+    batch_sharding,
+    make_mesh,
+)
+from jaxlab.data import Prefetch, Stream
+from jaxlab.results import MetricWriter
+from jaxlab.train import optimizers
+from jaxlab.train.checkpoints import FOLDER, Checkpoints, Restored
+from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
+from jaxlab.train.logs import LogMetrics
+from jaxlab.train.loop import Run, fit
+from jaxlab.train.optimizers import OptimizerConfig
+from jaxlab.train.progress import ProgressBar
+from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
+from jaxlab.train.step import make_step, metric_names
+from jaxlab.train.stopping import StopOnNaN, StopOnSignal, TrainingInterrupted
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+      steps: optimizer steps in all.
+      batch_size: rows of the batch over all devices.
+      seed: of the model's initialisation and of what the steps draw.
+      accumulate: micro-batches a batch is split into; it divides `batch_size`.
+      log_every: steps a row of metrics.
+      save_every: steps a checkpoint.
+      eval_every: steps an evaluation; None evaluates at the end only.
+      keep_last: checkpoints that are kept.
+      prefetch: batches made ahead.
+      strict_sharding: refuse parameter axes that do not divide over the mesh.
+      mesh: how the devices are laid out.
+      optimizer: the optimizer and its learning rate.
+
+    Raises:
+      UsageError: a value out of its range.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    seed: int = 0
+    accumulate: int = 1
+    log_every: int = 10
+    save_every: int = 500
+    eval_every: int | None = None
+    keep_last: int = 2
+    prefetch: int = 2
+    strict_sharding: bool = False
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        least = {"seed": 0}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < least.get(field.name, 1):
+                raise UsageError(
+                    f"train field {field.name}={value}; it takes a whole number of "
+                    f"{least.get(field.name, 1)} or more"
+                )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"train field accumulate={self.accumulate} does not divide "
+                f"batch_size={self.batch_size}; accepted: {_divisors(self.batch_size)}"
+            )
+
+
+def run_training(
+    config: TrainConfig,
+    *,
+    build: Build,
+    objective: Objective,
+    stream: Stream,
+    workdir: str | os.PathLike[str],
+    init_carry: Callable[[int], Any] | None = None,
+    hooks: Sequence[Hook] = (),
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    tokens_per_step: int | None = None,
+    description: str = "",
+    rules: Rules = RULES,
+) -> tuple[View, Run]:
+    """Trains a model in a workdir, or continues the training that is there.
+
+    The workdir gets `metrics.jsonl`, TensorBoard events and `checkpoints/`. A run that is taken up
+    again, after whatever ended it, gives the parameters and metrics that it would have given
+    without the break. One that is complete is only read.
+
+    Args:
+      config: see `TrainConfig`.
+      build: makes the model.
+      objective: `objective(model, batch, carry, key) -> Loss`.
+      stream: batches of numpy arrays [b, ...], with `state()` and `restore(state)`.
+      workdir: an existing folder or a `Record`.
+      init_carry: makes the recurrent state of so many rows.
+      hooks: more of them, called behind logs, evaluation and progress bar, before checkpoints.
+      evaluate: `evaluate(state)` gives a row of metrics every `config.eval_every` steps and at the
+        end.
+      meta: kept in the checkpoints, as plain JSON.
+      tokens_per_step: targets in one step, for the rate shown.
+      description: words before the progress bar.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      The view of the trained model, with its arrays, and the run.
+
+    Raises:
+      UsageError: sizes that do not fit each other or the devices; a checkpoint of another config.
+      TrainingDiverged: numbers that are not finite.
+      TrainingInterrupted: SIGINT or SIGTERM; all is saved.
+    """
+    mesh = make_mesh(config.mesh)
+    optimizer = optimizers.build(config.optimizer, config.steps)
+    plan = _plan(config, build, optimizer, init_carry, mesh, rules)
+    plan = plan.with_metrics(_metric_names(plan, objective, stream))
+    if plan.notes:
+        log.warning(
+            "%d parameter axes stay replicated, the first: %s", len(plan.notes), plan.notes[0]
+        )
+    workdir = pathlib.Path(workdir)
+    with Checkpoints(workdir / FOLDER, keep_last=config.keep_last) as checkpoints:
+        restored = checkpoints.restore(plan.abstract)
+        if restored is not None and int(restored.state.step) >= config.steps:
+            run = Run(restored.state, int(restored.state.step), config.steps, stream)
+            return _trained(plan.view, run.state), run
+        step = make_step(
+            plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate
+        )
+        with MetricWriter(workdir) as writer:
+            state = _first_state(plan, restored, stream, writer)
+            all_hooks = [
+                LogMetrics(
+                    writer, config.log_every, optimizers.schedule(config.optimizer, config.steps)
+                ),
+                StopOnNaN(checkpoints),
+                *_evaluations(config, evaluate, writer),
+                ProgressBar(description),
+                *hooks,
+                SaveCheckpoint(checkpoints, config.save_every, meta),
+                StopOnSignal(),
+            ]
+            with Prefetch(stream, config.prefetch, _transfer(mesh, rules)) as batches:
+                run = fit(
+                    step, state, batches, steps=config.steps, hooks=all_hooks,
+                    tokens_per_step=tokens_per_step,
+                )
+    if run.interrupted is not None:
+        raise TrainingInterrupted(run.interrupted, run.step, run.steps)
+    return _trained(plan.view, run.state), run
+
+
+def describe(
+    config: TrainConfig,
+    *,
+    build: Build,
+    init_carry: Callable[[int], Any] | None = None,
+    tokens_per_step: int | None = None,
+    rules: Rules = RULES,
+) -> list[str]:
+    """Lines on the size, memory, sharding and length of a run, from shapes alone.
+
+    The arguments are those of `run_training`; the devices are those of this process. Memory is
+    that of the state; activations come on top of it.
+    """
+    mesh = make_mesh(config.mesh)
+    optimizer = optimizers.build(config.optimizer, config.steps)
+    plan = _plan(config, build, optimizer, init_carry, mesh, rules)
+    state = plan.abstract
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    shards = _shards(batch_sharding(mesh, rules))
+    tokens = "" if tokens_per_step is None else f", {config.steps * tokens_per_step:,} tokens"
+    return [
+        f"devices: {mesh.size} {mesh.devices.flat[0].device_kind} ({axes or 'one device'})",
+        f"parameters: {plan.view.num_params:,}, {_memory(state.params)}",
+        f"optimizer state: {_memory(state.opt_state)}",
+        f"recurrent state: {_memory(state.carry)}",
+        f"batch: {config.batch_size} rows in {config.accumulate} micro-batches, "
+        f"{config.batch_size // shards} rows a device",
+        f"steps: {config.steps:,}{tokens}",
+        *_sharding_lines(state.params),
+        *(f"replicated: {note}" for note in plan.notes),
+    ]
+
+
+def _plan(
+    config: TrainConfig, build: Build, optimizer: Any, init_carry: Callable[[int], Any] | None,
+    mesh: Mesh, rules: Rules,
+) -> StatePlan:
+    shards = _shards(batch_sharding(mesh, rules))
+    if config.batch_size // config.accumulate % shards:
+        raise UsageError(
+            f"batch_size={config.batch_size} in accumulate={config.accumulate} micro-batches does "
+            f"not divide over {shards} devices; make it a multiple of {shards * config.accumulate}"
+        )
+    return plan_state(
+        build, optimizer, key=config.seed, mesh=mesh, rules=rules, strict=config.strict_sharding,
+        carry=None if init_carry is None else lambda: init_carry(config.batch_size),
+    )
+
+
+def _metric_names(plan: StatePlan, objective: Objective, stream: Stream) -> tuple[str, ...]:
+    place = stream.state()
+    batch = next(stream)
+    stream.restore(place)
+    return metric_names(plan.view, objective, batch, plan.abstract.carry)
+
+
+def _first_state(
+    plan: StatePlan, restored: Restored | None, stream: Stream, writer: MetricWriter
+) -> TrainState:
+    """The state to begin with; data and metrics are brought to the same step."""
+    if restored is None:
+        writer.truncate(0)
+        return plan.init()
+    state = restored.state
+    if state.carry is None and plan.abstract.carry is not None:
+        log.warning("the checkpoint was saved with another batch_size: the carry begins anew")
+        state = dataclasses.replace(state, carry=plan.init_carry())
+    stream.restore(restored.data_state)
+    writer.truncate(int(state.step))
+    return state
+
+
+def _evaluations(
+    config: TrainConfig, evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
+    writer: MetricWriter,
+) -> list[Hook]:
+    if evaluate is None:
+        return []
+    return [Evaluate(evaluate, config.eval_every or config.steps, writer)]
+
+
+def _transfer(mesh: Mesh, rules: Rules) -> Callable[[Mapping[str, Any]], dict[str, jax.Array]]:
+    rows = batch_sharding(mesh, rules)
+    return lambda batch: jax.device_put(dict(batch), rows)
+
+
+def _trained(view: View, state: TrainState) -> View:
+    return dataclasses.replace(view.at(state.params), state=state.model_state)
+
+
+def _shards(sharding: NamedSharding) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    (rows,) = sharding.shard_shape((sharding.mesh.size,))
+    return sharding.mesh.size // rows
+
+
+def _memory(tree: Any) -> str:
+    total = on_device = 0
+    for leaf in jax.tree.leaves(tree):
+        total += leaf.size * leaf.dtype.itemsize
+        on_device += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return f"{total / 2**20:,.2f} MiB, {on_device / 2**20:,.2f} MiB a device"
+
+
+def _sharding_lines(params: Mapping[str, Any]) -> list[str]:
+    """One line for all parameters of one name, shape and spec, with `*` for the layer's number."""
+    alike: dict[str, int] = {}
+    for path, p in params.items():
+        name = re.sub(r"(?<=/)\d+(?=/)", "*", path)
+        line = f"sharding: {name} {p.dtype}{list(p.shape)} {_show_spec(p.sharding)}"
+        alike[line] = alike.get(line, 0) + 1
+    return [f"{line} x{count}" if count > 1 else line for line, count in alike.items()]
+
+
+def _show_spec(sharding: NamedSharding) -> str:
+    names = [axis if isinstance(axis, str) else "+".join(axis or ()) for axis in sharding.spec]
+    return f"({', '.join(name or '-' for name in names)})" if any(names) else "replicated"
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
