@@ -14,6 +14,7 @@ Transformer (arXiv 2203.07852) are this class with other numbers in its config:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.core import UsageError, constrain, from_dict, named
+from jaxlab.models.decoding import Decoding
 from jaxlab.nn import (
     MLP,
     Attention,
@@ -32,7 +34,7 @@ from jaxlab.nn import (
     Segment,
     T5Bias,
     dropout,
-    rms_norm,
+    RMSNorm,
 )
 from jaxlab.nn.attention import split_width
 
@@ -55,7 +57,9 @@ class TransformerLMConfig:
       normalise: L2-normalised queries and keys with a learned scale a head, from `head_scale`.
         1 is the paper's, for Adafactor; with Adam 8 learns where 1 may not.
       dropout_rate: where a key is given.
-      scan_layers: hold runs of equal layers stacked and scan over them: compiles once a run.
+      scan_layers: run neighbouring equal layers as a scan over their stacked parameters: they
+        compile once, for a copy of the parameters a step. Parameters and their paths are the
+        same with and without; outputs inside a scan are not seen by `View.taps`.
       remat: compute each block again in the backward pass instead of keeping its insides.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
@@ -106,9 +110,20 @@ class TransformerLMConfig:
         recurrent = {layer % self.depth for layer in self.recurrent_layers}
         return tuple("recurrent" if i in recurrent else "attention" for i in range(self.depth))
 
+    def runs(self) -> list[tuple[int, int]]:
+        """(first layer, number) of neighbours that run as one scan; of one each without it."""
+        if not self.scan_layers:
+            return [(i, 1) for i in range(self.depth)]
+        runs, first = [], 0
+        for _, layers in itertools.groupby(self.slots()):
+            count = len(list(layers))
+            runs.append((first, count))
+            first += count
+        return runs
 
-class TransformerLM(nnx.Module):
-    """Tokens to logits, with a carry from segment to segment.
+
+class TransformerLM(Decoding, nnx.Module):
+    """Tokens to logits, with a carry from segment to segment, or one by one (see `Decoding`).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -132,12 +147,9 @@ class TransformerLM(nnx.Module):
             embedding_metadata={"axes": ("vocab", "embed")},
             rngs=rngs,
         )
-        self.positions = None
-        if config.position == "learned":
-            init = 0.02 * jax.random.normal(rngs.params(), (config.max_length, config.width))
-            self.positions = nnx.Param(init, axes=(None, "embed"))
+        self.positions = learned_positions(config, rngs=rngs)
         self.blocks = nnx.List([make_block(config, slot, rngs=rngs) for slot in config.slots()])
-        self.final_norm = rms_norm(config.width, dtype=self.dtype, rngs=rngs)
+        self.final_norm = RMSNorm(config.width, dtype=self.dtype, rngs=rngs)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any], *, rngs: nnx.Rngs | None = None):
@@ -165,26 +177,59 @@ class TransformerLM(nnx.Module):
         Returns:
           float32 logits [b, t, v] and the carry.
         """
+        x_btd, after = self.read(tokens_bt, carry, start_bt, key=key)
+        x_btd = self.final_norm(x_btd)
+        x_btd = dropout(
+            x_btd, self.config.dropout_rate, None if key is None else named(key, "logits")
+        )
+        if self.config.window is None:
+            after["blocks"] = {layer: {} for layer in after["blocks"]}
+        return self.logits(x_btd), after
+
+    def read(
+        self,
+        tokens_bt: jax.Array,
+        carry: Any = None,
+        start_bt: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """`__call__` without the output layer: [b, t, d] of the last block, and the carry.
+
+        The carry of a model without a window holds all keys and values, to fill a cache with.
+        """
         b, t = tokens_bt.shape
         carry = self.init_carry(b) if carry is None else carry
         start_bt = jnp.zeros((b, t), bool) if start_bt is None else start_bt
         segment = Segment.of(start_bt, carry["length"])
         x_btd = self.embed(tokens_bt)
-        after = {}
-        for i, block in enumerate(self.blocks):
-            block_key = None if key is None else named(key, "block", i)
-            call = nnx.remat(Block.__call__) if self.config.remat else Block.__call__
-            x_btd, after[str(i)] = call(
-                block, x_btd, segment, carry["blocks"][str(i)], key=block_key
+        after: dict[str, Any] = {}
+        for first, count in self.config.runs():
+            layers = [str(i) for i in range(first, first + count)]
+            blocks, carries = self.blocks[first : first + count], carry["blocks"]
+            run = scan_blocks if count > 1 else call_blocks
+            x_btd, carries = run(
+                list(blocks), x_btd, segment, [carries[i] for i in layers], key, first,
+                self.config.remat,
             )
-        x_btd = self.final_norm(x_btd)
-        x_btd = dropout(x_btd, self.config.dropout_rate, key and named(key, "logits"))
-        return self.logits(x_btd), {"length": segment.length_after(), "blocks": after}
+            after |= dict(zip(layers, carries, strict=True))
+        return x_btd, {"length": segment.length_after(), "blocks": after}
 
     def init_carry(self, batch_size: int) -> Any:
         """The carry of rows in which nothing has been read: windows, states, document length."""
         blocks = {str(i): b.attention.init_carry(batch_size) for i, b in enumerate(self.blocks)}
         return {"length": jnp.zeros((batch_size,), jnp.int32), "blocks": blocks}
+
+    def reset_states(self, carry: Any) -> Any:
+        """The carry with every recurrent state back at its learned start; the windows stay."""
+        rows = carry["length"].shape[0]
+        fresh = {
+            str(i): carry["blocks"][str(i)]
+            | {"state": block.attention.cell.initial_state(rows)}
+            for i, block in enumerate(self.blocks)
+            if isinstance(block.attention, BlockRecurrentAttention)
+        }
+        return {**carry, "blocks": carry["blocks"] | fresh}
 
     def embed(self, tokens_bt: jax.Array) -> jax.Array:
         """Embedded tokens [b, t, d]."""
@@ -201,6 +246,52 @@ class TransformerLM(nnx.Module):
         table_vd = self.embedding.embedding[...].astype(self.dtype)
         logits = jnp.einsum("...d,vd->...v", x_btd, table_vd, preferred_element_type=jnp.float32)
         return logits * self.config.width**-0.5
+
+
+def call_block(block: Block, x_btd, segment, carry, key) -> tuple[jax.Array, Any]:
+    """The block with its key by position: `nnx.remat` takes no arguments by name."""
+    return block(x_btd, segment, carry, key=key)
+
+
+def call_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
+    """Blocks in order, from layer `first`; returns the output and the carry of each."""
+    call = nnx.remat(call_block) if remat else call_block
+    after = []
+    for i, (block, carry) in enumerate(zip(blocks, carries, strict=True)):
+        block_key = None if key is None else named(key, "block", first + i)
+        x_btd, carry = call(block, x_btd, segment, carry, block_key)
+        after.append(carry)
+    return x_btd, after
+
+
+def scan_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
+    """`call_blocks` for equal blocks: compiled once, run by a scan over their stacked arrays."""
+    graph = nnx.split(blocks[0])[0]
+    stacked = jax.tree.map(_stack, *[nnx.split(block)[1] for block in blocks])
+
+    def body(x_btd, xs):
+        i, state, carry = xs
+        x_btd, (carry,) = call_blocks(
+            [nnx.merge(graph, state)], x_btd, segment, [carry], key, i, remat=False
+        )
+        return x_btd, carry
+
+    xs = (jnp.arange(first, first + len(blocks)), stacked, jax.tree.map(_stack, *carries))
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    x_btd, after = jax.lax.scan(body, x_btd, xs)
+    return x_btd, [jax.tree.map(lambda a, i=i: a[i], after) for i in range(len(blocks))]
+
+
+def _stack(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack(arrays)
+
+
+def learned_positions(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
+    """The table [max_length, d] of a config with `position='learned'`, starting as N(0, 0.02)."""
+    if config.position != "learned":
+        return None
+    init = 0.02 * jax.random.normal(rngs.params(), (config.max_length, config.width))
+    return nnx.Param(init, axes=(None, "embed"))
 
 
 def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Block:

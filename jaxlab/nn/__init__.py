@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from jaxlab.nn.attend import attend as attend
+from jaxlab.nn.tiles import attend as attend
 from jaxlab.nn.attention import Attention as Attention
 from jaxlab.nn.block import Block as Block
 from jaxlab.nn.block import dropout as dropout
+from jaxlab.nn.decode import Cursor as Cursor
 from jaxlab.nn.initialisers import projection as projection
 from jaxlab.nn.mlp import MLP as MLP
 from jaxlab.nn.norm import l2_normalise as l2_normalise
-from jaxlab.nn.norm import rms_norm as rms_norm
+from jaxlab.nn.norm import RMSNorm as RMSNorm
 from jaxlab.nn.position import Rotary as Rotary
 from jaxlab.nn.position import T5Bias as T5Bias
 from jaxlab.nn.recurrent_cell import BlockRecurrentAttention as BlockRecurrentAttention

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError
-from jaxlab.nn.attend import MASKED, attend_blocks, tile_size
+from jaxlab.nn.tiles import MASKED, attend_blocks, tile_size
+from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
@@ -19,7 +20,7 @@ from jaxlab.nn.segment import Segment
 Carry = dict[str, jax.Array]
 
 
-class Attention(nnx.Module):
+class Attention(RingDecoding, nnx.Module):
     """Multi-head attention whose causal form can be limited to a window and carried on.
 
     Logits are `scale_h * (q . k + bias_h(distance))` for L2-normalised q and k with a learned
@@ -96,7 +97,8 @@ class Attention(nnx.Module):
           context_bsd: [b, s, d] for cross-attention (bidirectional, all of it is seen).
 
         Returns:
-          [b, t, d] and the carry after the segment (None without a window).
+          [b, t, d] and the keys and values after the segment: of the last window, or of all of
+          the segment without one (a cache can be filled from them); None if not causal.
         """
         values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry)
         return self.output(values_bthk), carry
@@ -119,7 +121,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Carry | None]:
         """Values [b, t, h, k] that the queries find, and the carry after the segment."""
         if self.window is None:
-            return self._read_all(q_bthk, k_bshk, v_bshk, segment), None
+            after = {"keys": k_bshk, "values": v_bshk} if self.causal else None
+            return self._read_all(q_bthk, k_bshk, v_bshk, segment), after
         b, t = q_bthk.shape[:2]
         if t % self.window:
             raise UsageError(
@@ -171,10 +174,10 @@ class Attention(nnx.Module):
         if isinstance(self.position, Rotary):
             q, keys = self.position(q, np.arange(t)), self.position(keys, np.arange(-w, t))
         size = tile_size(w)
-        distances = w + np.arange(size)[:, None] - np.arange(w + size)[None]
+        distances = np.arange(w + size - 1, -size, -1)
         nearest = 0 if self.include_self else 1
         inside = (distances >= nearest) & (distances < nearest + w)
-        bias_hts = jnp.where(inside, self._bias(distances), MASKED)
+        bias_hts = by_distance(jnp.where(inside, self._bias(distances), MASKED), size)
         doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
         out_hbjtk = attend_blocks(
             blocks_by_head(q, w),
@@ -189,6 +192,25 @@ class Attention(nnx.Module):
     def shared(self, x_hn: jax.Array) -> jax.Array:
         """Repeats the key and value heads, first axis, for the queries that share them."""
         return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
+
+
+def by_distance(bias_hm: jax.Array, num_queries: int) -> jax.Array:
+    """Lays a bias for each distance out as [h, t, s], a row for each of t queries.
+
+    Args:
+      bias_hm: [h, s + t - 1], for the distances s + t - 1 - t, ..., -(t - 1) of the last query's
+        first key to the first query's last key, one less at each step.
+
+    A row is the one before shifted by one. Written as a tiling and a reshape, it needs no gather.
+
+    >>> by_distance(jnp.arange(4.0)[None], 2)[0].tolist()
+    [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
+    """
+    h, length = bias_hm.shape
+    flat = jnp.broadcast_to(bias_hm[:, None], (h, num_queries, length)).reshape(h, -1)
+    end = num_queries - 1 + num_queries * (length - 1)
+    rows = flat[:, num_queries - 1 : end].reshape(h, num_queries, length - 1)
+    return rows[:, :, : length - num_queries + 1]
 
 
 def blocks_by_head(x_bthk: jax.Array, window: int) -> jax.Array:
@@ -206,8 +228,7 @@ def scale_queries(q_bthk: jax.Array, scale: nnx.Param | None) -> jax.Array:
     """`|scale_h| * q / |q|`, or `q / sqrt(k)` without a learned scale."""
     if scale is None:
         return q_bthk * q_bthk.shape[-1] ** -0.5
-    scale_hk = jnp.abs(scale[...])[:, None].astype(q_bthk.dtype)
-    return l2_normalise(q_bthk) * scale_hk
+    return l2_normalise(q_bthk, jnp.abs(scale[...])[:, None])
 
 
 def split_width(width: int, num_heads: int) -> int:

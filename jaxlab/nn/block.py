@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.core import constrain, named
-from jaxlab.nn.norm import rms_norm
+from jaxlab.nn.decode import Cursor
+from jaxlab.nn.norm import RMSNorm
 from jaxlab.nn.segment import Segment
 
 
@@ -32,9 +33,9 @@ class Block(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        self.attention_norm = RMSNorm(width, dtype=dtype, rngs=rngs)
         self.attention = mixer
-        self.mlp_norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = mlp
         self.dropout_rate = dropout_rate
 
@@ -54,6 +55,12 @@ class Block(nnx.Module):
         x_btd = constrain(x_btd + mixed, "batch", "length", None)
         out = dropout(self.mlp(self.mlp_norm(x_btd)), self.dropout_rate, keys[1])
         return constrain(x_btd + out, "batch", "length", None), carry
+
+    def step(self, x_bd: jax.Array, cursor: Cursor, cache: Any) -> tuple[jax.Array, Any]:
+        """The next token of each row, [b, d] to [b, d], and the cache with it."""
+        mixed, cache = self.attention.step(self.attention_norm(x_bd), cursor, cache)
+        x_bd = constrain(x_bd + mixed, "batch", None)
+        return constrain(x_bd + self.mlp(self.mlp_norm(x_bd)), "batch", None), cache
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -39,10 +39,11 @@ class MLP(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.up = projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.gate = None
-        if gated:
-            self.gate = projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        def into() -> nnx.LinearGeneral:
+            return projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+
+        self.up = into()
+        self.gate = into() if gated else None
         self.down = projection(mlp_dim, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
         self.activation = activation
 

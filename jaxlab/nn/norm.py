@@ -1,4 +1,8 @@
-"""Normalisation: of features (RMS) and of the vectors of a head (L2)."""
+"""Normalisation: of features (RMS) and of the vectors of a head (L2).
+
+Both keep only their input for the backward pass: what they would keep otherwise is their factor,
+broadcast to the size of the input.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
-def rms_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """`x * rsqrt(mean(x^2) + 1e-6) * scale` over the last axis, statistics in float32."""
-    return nnx.RMSNorm(
-        width, epsilon=1e-6, dtype=dtype, scale_metadata={"axes": ("embed",)}, rngs=rngs
-    )
+EPSILON = 1e-6
 
 
-def l2_normalise(x: jax.Array) -> jax.Array:
-    """`x * rsqrt(sum(x^2) + 1e-6)` over the last axis, computed in float32, dtype kept."""
+class RMSNorm(nnx.Module):
+    """`x * rsqrt(mean(x^2) + 1e-6) * scale` over the last axis, computed in float32.
+
+    Args:
+      width: d, the size of the last axis.
+      dtype: of the output.
+    """
+
+    def __init__(self, width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("embed",))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] to [..., d]."""
+        return _rms(x, self.scale[...]).astype(self.dtype)
+
+
+@jax.checkpoint
+def _rms(x: jax.Array, scale: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    norm = jax.lax.rsqrt(jnp.square(x32).sum(axis=-1, keepdims=True) + 1e-6)
-    return (x32 * norm).astype(x.dtype)
+    mean = jnp.square(x32).mean(axis=-1, keepdims=True)
+    return x32 * jax.lax.rsqrt(mean + EPSILON) * scale
+
+
+@jax.checkpoint
+def l2_normalise(x: jax.Array, factor: jax.Array | float = 1.0) -> jax.Array:
+    """`factor * x * rsqrt(sum(x^2) + 1e-6)` over the last axis, in float32; keeps the dtype of x.
+
+    Args:
+      x: [..., k].
+      factor: broadcasts against [..., 1].
+    """
+    x32 = x.astype(jnp.float32)
+    total = jnp.square(x32).sum(axis=-1, keepdims=True)
+    return (x32 * (jax.lax.rsqrt(total + EPSILON) * factor)).astype(x.dtype)

@@ -59,10 +59,10 @@ class Rotary(nnx.Module):
         self.head_dim, self.base = head_dim, base
 
     def __call__(self, x_bthk: jax.Array, positions_t: jax.Array | np.ndarray) -> jax.Array:
-        """Rotates [b, t, h, k] by positions [t]; products depend only on their differences."""
+        """Rotates [b, t, h, k] by positions [t] or [b, t]; products see only their differences."""
         half = self.head_dim // 2
         rates = self.base ** (-np.arange(half, dtype=np.float32) / half)
-        angles = jnp.asarray(positions_t, jnp.float32)[:, None, None] * rates
+        angles = jnp.asarray(positions_t, jnp.float32)[..., None, None] * rates
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
         turned = [first * cos - second * sin, second * cos + first * sin]

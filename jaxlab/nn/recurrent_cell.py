@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.nn.attend import MASKED, attend_heads
+from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
+from jaxlab.nn.decode import RecurrentDecoding
 from jaxlab.nn.initialisers import projection
-from jaxlab.nn.norm import l2_normalise, rms_norm
+from jaxlab.nn.norm import RMSNorm, l2_normalise
 from jaxlab.nn.segment import Segment
 
 
@@ -88,7 +89,7 @@ class BlockRecurrentCell(nnx.Module):
         # N(0, 0.1) and N(0, 1) as in the paper's code: states must differ, or they stay equal
         self.initial = nnx.Param(0.1 * normal(rngs.params(), shape), axes=axes)
         self.ids = nnx.Param(normal(rngs.params(), shape), axes=axes)
-        self.norm = rms_norm(width, dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(width, dtype=dtype, rngs=rngs)
         heads, axes = (num_heads, head_dim), ("embed", "heads", None)
         self.query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
         self.token_query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
@@ -115,7 +116,7 @@ class BlockRecurrentCell(nnx.Module):
         Args:
           c_brd: the state before the block.
           k_hbks, v_hbks: normalised keys, and values, of the tokens it reads, [h, b, k, s].
-          bias_bs: 0 for tokens that are seen and `attend.MASKED` for the others, [b, s].
+          bias_bs: 0 for tokens that are seen and `tiles.MASKED` for the others, [b, s].
 
         Returns:
           The state after the block, and the (keys, values) [h, b, k, r] of the state before it,
@@ -145,7 +146,7 @@ class BlockRecurrentCell(nnx.Module):
         return keys.transpose(2, 0, 3, 1), values.transpose(2, 0, 3, 1)
 
 
-class BlockRecurrentAttention(nnx.Module):
+class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
     """Sliding-window attention whose tokens also read, and write, a recurrent state.
 
     Token heads `a1` (window) and `a2` (state before the block) share one output projection. The
@@ -228,10 +229,14 @@ class BlockRecurrentAttention(nnx.Module):
         state, (state_keys, state_values) = jax.lax.scan(block, state.astype(initial.dtype), xs)
         return state, state_keys, state_values
 
+    def state_queries(self, x_btd: jax.Array) -> jax.Array:
+        """Queries [..., h, k] of tokens [..., d] for the state."""
+        return scale_queries(self.state_query(x_btd), self.state_scale)
+
     def _read_state(self, x_btd, state_keys, state_values, segment) -> jax.Array:
         """Values [b, t, h, k] that tokens find in the state before their block."""
         w = self.attention.window
-        q_bthk = scale_queries(self.state_query(x_btd), self.state_scale)
+        q_bthk = self.state_queries(x_btd)
         q_hbjtk = blocks_by_head(q_bthk, w)
         h, b, j = q_hbjtk.shape[:3]
 

@@ -1,0 +1,174 @@
+"""Decoding of a stack of blocks: a prompt in parallel, then token by token with a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core import UsageError, View, constrain
+from jaxlab.nn import Cursor
+
+Cache = dict[str, Any]
+
+
+class Decoding:
+    """What `TransformerLM` inherits to generate text.
+
+    A cache is `{'position': int32 [b], 'length': int32 [b], 'blocks': {layer: cache}}`, see
+    `nn.Cursor`. With a window its size does not depend on the length of the text. In a cache
+    every row has block borders of its own, counted from where it started.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a token; ids lie below it."""
+        return self.config.vocab_size
+
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
+        """The cache of rows in which nothing has been read.
+
+        Args:
+          batch_size: b.
+          max_length: tokens that a row can hold, for attention without a window; by default that
+            of the config. Full attention forgets the oldest tokens beyond it.
+
+        Raises:
+          UsageError: more tokens than there are learned positions.
+        """
+        max_length = self.config.max_length if max_length is None else max_length
+        if self.positions is not None and max_length > self.config.max_length:
+            raise UsageError(
+                f"{max_length} tokens exceed the {self.config.max_length} learned positions; "
+                "shorten the text, or train with a larger max_length"
+            )
+        blocks = {
+            str(i): block.attention.init_cache(batch_size, max_length)
+            for i, block in enumerate(self.blocks)
+        }
+        numbers = {name: jnp.zeros((batch_size,), jnp.int32) for name in ("position", "length")}
+        return {**numbers, "blocks": blocks}
+
+    def cache_of(self, carry: Any) -> Cache:
+        """The cache that goes on where a call with a window stopped, from the carry it returned.
+
+        Raises:
+          UsageError: a model without a window, which carries nothing.
+        """
+        if self.config.window is None:
+            raise UsageError("a model without a window has no carry; give the text to prefill")
+        blocks = {
+            str(i): block.attention.cache_of(carry["blocks"][str(i)])
+            for i, block in enumerate(self.blocks)
+        }
+        length_b = carry["length"]
+        cache = {"position": jnp.zeros_like(length_b), "length": length_b, "blocks": blocks}
+        return self.reset_rows(cache, length_b == 0)
+
+    def reset_rows(self, cache: Cache, rows_b: jax.Array) -> Cache:
+        """The cache in which the rows, bool [b], have read nothing."""
+        blocks = {
+            str(i): block.attention.reset(cache["blocks"][str(i)], rows_b)
+            for i, block in enumerate(self.blocks)
+        }
+        numbers = {name: jnp.where(rows_b, 0, cache[name]) for name in ("position", "length")}
+        return {**numbers, "blocks": blocks}
+
+    def step(
+        self, tokens_b: jax.Array, cache: Cache, start_b: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """The next token of each row.
+
+        Args:
+          tokens_b: int32 [b].
+          cache: from `init_cache`, `cache_of`, `prefill` or the last step.
+          start_b: bool [b], rows in which this token starts a document; as if their cache were new.
+
+        Returns:
+          float32 logits [b, v] of the token after it, and the cache.
+        """
+        if start_b is not None:
+            cache = self.reset_rows(cache, start_b)
+        cursor = Cursor(cache["position"], cache["length"])
+        x_bd = self.embedding(tokens_b)
+        if self.positions is not None:
+            x_bd += jnp.take(self.positions[...], cursor.length_b, axis=0, mode="clip").astype(
+                self.dtype
+            )
+        x_bd = constrain(x_bd, "batch", None)
+        blocks = {}
+        for i, block in enumerate(self.blocks):
+            x_bd, blocks[str(i)] = block.step(x_bd, cursor, cache["blocks"][str(i)])
+        after = {"position": cursor.position_b + 1, "length": cursor.length_b + 1}
+        return self.logits(self.final_norm(x_bd)), {**after, "blocks": blocks}
+
+    def prefill(
+        self, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Reads prompts in parallel, block by block with a window, all at once without.
+
+        Args:
+          tokens_bt: int32 [b, t], prompts padded on the right with any token.
+          lengths_b: int32 [b], the tokens of each prompt, at least 1.
+          cache: a new one of `init_cache`, with room for the prompts.
+
+        Returns:
+          float32 logits [b, v] after the last token of each prompt, and the cache, as steps would
+          have left them.
+        """
+        if self.config.window is None:
+            x_bd, blocks = self._read_at_once(tokens_bt, lengths_b, cache)
+            position_b = lengths_b
+        else:
+            x_bd, blocks = self._read_blocks(tokens_bt, lengths_b)
+            position_b = lengths_b % self.config.window
+        cache = {"position": position_b, "length": lengths_b, "blocks": blocks}
+        return self.logits(self.final_norm(x_bd)), cache
+
+    def _read_at_once(self, tokens_bt, lengths_b, cache) -> tuple[jax.Array, Cache]:
+        if self.positions is not None:
+            tokens_bt = tokens_bt[:, : self.config.max_length]
+        x_btd, after = self.read(tokens_bt)
+        return take_token(x_btd, lengths_b - 1), self._filled(cache, after, lengths_b)
+
+    def _read_blocks(self, tokens_bt, lengths_b) -> tuple[jax.Array, Cache]:
+        """Whole blocks hand on their carry; of the last, partial one only the tokens are kept."""
+        b, w = tokens_bt.shape[0], self.config.window
+        tokens_bt = jnp.pad(tokens_bt, ((0, 0), (0, -tokens_bt.shape[1] % w)))
+        carry = self.init_carry(b)
+        x_bd = jnp.zeros((b, self.config.width), self.dtype)
+        view = View.of(self)  # variables of the loop's own trace: `nnx.remat` wants them so
+
+        def block(j, state):
+            carry, partial, x_bd = state
+            count_b = jnp.clip(lengths_b - j * w, 0, w)
+            tokens_bw = jax.lax.dynamic_slice_in_dim(tokens_bt, j * w, w, axis=1)
+            x_bwd, after = view.apply(view.params, tokens_bw, carry, method="read")
+            x_bd = where_rows(count_b > 0, take_token(x_bwd, count_b - 1), x_bd)
+            partial = where_rows(count_b > 0, after, partial)
+            return where_rows(count_b == w, after, carry), partial, x_bd
+
+        num_blocks = -(-lengths_b.max() // w)
+        carry, partial, x_bd = jax.lax.fori_loop(0, num_blocks, block, (carry, carry, x_bd))
+        return x_bd, self._filled(self.cache_of(carry), partial, lengths_b % w)
+
+    def _filled(self, cache: Cache, carry: Any, count_b: jax.Array) -> Cache:
+        return {
+            str(i): block.attention.fill(
+                cache["blocks"][str(i)], carry["blocks"][str(i)], count_b
+            )
+            for i, block in enumerate(self.blocks)
+        }
+
+
+def take_token(x_btd: jax.Array, index_b: jax.Array) -> jax.Array:
+    """One token a row, [b, d]."""
+    return jnp.take_along_axis(x_btd, index_b[:, None, None], axis=1, mode="clip")[:, 0]
+
+
+def where_rows(rows_b: jax.Array, new: Any, old: Any) -> Any:
+    """Each array of `new` in the rows, of `old` in the others."""
+    return jax.tree.map(
+        lambda x, y: jnp.where(rows_b.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old
+    )
