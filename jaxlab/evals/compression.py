@@ -1,0 +1,33 @@
+"""What a general compressor needs for the same text: a yardstick for bits per byte."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Iterable
+
+from jaxlab.core import UsageError
+
+
+def xz_bits_per_byte(documents: Iterable[bytes]) -> float:
+    """Bits per byte of `xz -9e`, each document compressed on its own.
+
+    Like a language model that is evaluated, it meets every document without having seen the others;
+    unlike the model, it has learned from no text before, and its container adds about 60 bytes a
+    document.
+
+    Args:
+      documents: the text, as bytes.
+
+    Raises:
+      UsageError: no document, or only empty ones.
+
+    >>> xz_bits_per_byte([b"a" * 10_000]) < 0.1
+    True
+    """
+    text_bytes = compressed_bytes = 0
+    for document in documents:
+        text_bytes += len(document)
+        compressed_bytes += len(lzma.compress(document, preset=9 | lzma.PRESET_EXTREME))
+    if not text_bytes:
+        raise UsageError("there is no text to compress; pass at least one document with text")
+    return 8 * compressed_bytes / text_bytes

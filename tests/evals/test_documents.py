@@ -1,0 +1,182 @@
+"""Scores of documents against an adaptive model that is written out in NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlab import data, evals
+from jaxlab.core import MeshConfig, UsageError, View, make_mesh
+from jaxlab.evals import bits_per_byte_difference, doubling_edges, evaluate_documents
+
+VOCAB = data.Bytes.vocab_size
+TEXTS = [b"abracadabra" * 3, b"", b"to be or not to be", b"z", b"banana bandana" * 4]
+
+
+class Counts(nnx.Module):
+    """Predicts each token by how often it was input in the document: `log(1 + count)`."""
+
+    def __init__(self):
+        self.start = nnx.Param(jnp.ones((VOCAB,)))
+
+    def __call__(self, tokens_bt, carry, start_bt):
+        def read(count_bv, xs):
+            token_b, start_b = xs
+            count_bv = jnp.where(start_b[:, None], self.start[...], count_bv)
+            count_bv += jax.nn.one_hot(token_b, VOCAB)
+            return count_bv, jnp.log(count_bv)
+
+        carry, logits_tbv = jax.lax.scan(read, carry, (tokens_bt.T, start_bt.T))
+        return logits_tbv.swapaxes(0, 1), carry
+
+
+def init_carry(rows: int) -> jax.Array:
+    return jnp.zeros((rows, VOCAB))
+
+
+def reference(text: bytes, limit: int | None = None) -> list[float]:
+    """Nats of every token, and of the end where it is reached."""
+    boundary = data.Bytes.boundary_id
+    tokens = [*text, boundary] if limit is None or len(text) <= limit else [*text[:limit]]
+    counts, before, nats = np.ones(VOCAB), boundary, []
+    for token in tokens:
+        counts[before] += 1
+        nats.append(math.log(counts.sum()) - math.log(counts[token]))
+        before = token
+    return nats
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    return View.of(Counts())
+
+
+def walk(limit: int | None = None, rows: int = 2) -> data.Walk:
+    return data.walk(
+        data.Documents(TEXTS), data.Bytes(), batch_size=rows, segment_length=12, align=4,
+        max_document_tokens=limit,
+    )
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+def test_every_token_of_every_document_counts_once(view: View, limit: int | None):
+    edges = (0, 4, 8, 16)
+    found = evaluate_documents(
+        view, view.params, walk(limit), init_carry=init_carry, edges=edges,
+        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+    )
+    wanted = {i: reference(text, limit) for i, text in enumerate(TEXTS) if text}
+    assert found.documents.tolist() == list(wanted)
+    assert found.document_counts.tolist() == [len(nats) for nats in wanted.values()]
+    assert np.allclose(found.document_nats, [sum(nats) for nats in wanted.values()], rtol=1e-5)
+    num_bytes = sum(len(text[:limit]) for text in TEXTS)
+    bits = sum(map(sum, wanted.values())) / math.log(2) / num_bytes
+    assert found.bits_per_byte == pytest.approx(bits, rel=1e-5)
+    for i, (low, high) in enumerate(zip(edges, (*edges[1:], 10_000), strict=True)):
+        inside = [x for nats in wanted.values() for x in nats[low:high]]
+        assert found.bin_counts[i] == len(inside)
+        assert found.loss_by_position[i] == pytest.approx(np.mean(inside), rel=1e-5)
+    late = [x for nats in wanted.values() for x in nats[8:]]
+    assert found.bits_per_token(slice(2, None)) == pytest.approx(np.mean(late) / math.log(2))
+
+
+def test_rows_sharded_over_devices_give_the_same_scores(view: View):
+    one = evaluate_documents(
+        view, view.params, walk(), init_carry=init_carry,
+        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+    )
+    two = evaluate_documents(
+        view, view.params, walk(), init_carry=init_carry,
+        mesh=make_mesh(MeshConfig(data=2), jax.devices()[:2]),
+    )
+    assert np.allclose(one.document_nats, two.document_nats)
+
+
+def test_a_change_of_the_carry_comes_before_every_segment(view: View):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    forgetful = evaluate_documents(
+        view, view.params, walk(rows=1), init_carry=init_carry, mesh=mesh,
+        before_segment=lambda params, carry: jnp.ones_like(carry) * params["start"],
+    )
+    whole = evaluate_documents(view, view.params, walk(rows=1), init_carry=init_carry, mesh=mesh)
+    # 'z' fits one segment; the repetitive ones lose what they had counted.
+    losses = forgetful.document_nats - whole.document_nats
+    by_name = dict(zip(whole.documents.tolist(), losses, strict=True))
+    assert by_name[3] == pytest.approx(0) and by_name[0] > 1 and by_name[4] > 1
+
+
+def test_one_view_compiles_once(view: View):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    traced = []
+
+    class Told(Counts):
+        def __call__(self, *args):
+            traced.append(1)
+            return super().__call__(*args)
+
+    told = View.of(Told())
+    for _ in range(2):
+        evaluate_documents(told, told.params, walk(), init_carry=init_carry, mesh=mesh)
+    assert len(traced) == 1
+
+
+def test_a_position_without_tokens_has_no_loss(view: View):
+    found = evaluate_documents(
+        view, view.params, walk(), init_carry=init_carry, edges=(0, 500),
+        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+    )
+    assert found.bin_counts[1] == 0 and math.isnan(found.loss_by_position[1])
+    assert math.isnan(found.bits_per_token(slice(1, None)))
+
+
+@pytest.mark.parametrize("edges", [(), (1, 2), (0, 4, 4), (0, 8, 4)])
+def test_edges_must_ascend_from_zero(view: View, edges: tuple[int, ...]):
+    with pytest.raises(UsageError, match="expected positions that ascend from 0"):
+        evaluate_documents(view, view.params, walk(), init_carry=init_carry, edges=edges)
+
+
+@pytest.mark.parametrize(
+    ("window", "longest", "edges"),
+    [(4, 1, (0, 4)), (4, 9, (0, 4, 8)), (4, 8, (0, 4)), (4, 33, (0, 4, 8, 16, 32))],
+)
+def test_bins_double_up_to_the_longest_document(window, longest, edges):
+    assert doubling_edges(window, longest) == edges
+
+
+def scores(nats: list[float], documents: list[int] | None = None) -> evals.DocumentScores:
+    numbers = list(range(len(nats))) if documents is None else documents
+    return evals.DocumentScores(
+        edges=(0,), bin_nats=np.array([sum(nats)]), bin_counts=np.array([10 * len(nats)]),
+        documents=np.array(numbers), document_nats=np.array(nats),
+        document_counts=np.full(len(nats), 10), num_bytes=10 * len(nats),
+    )
+
+
+def test_the_paired_difference_does_not_feel_how_documents_differ():
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(5, 50, 40)
+    found = bits_per_byte_difference(scores(list(hard - 0.5)), scores(list(hard)))
+    assert found.value == pytest.approx(-0.05 / math.log(2))
+    assert found.low == pytest.approx(found.value) and found.high == pytest.approx(found.value)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        noise = rng.normal(0.2, 1.0, 30)
+        found = bits_per_byte_difference(
+            scores(list(20 + noise)), scores([20.0] * 30), num_samples=400, seed=trial
+        )
+        covered += found.low < 0.02 / math.log(2) < found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_scores_of_other_documents_are_refused():
+    with pytest.raises(UsageError, match="evaluate both models on one walk"):
+        bits_per_byte_difference(scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2]))
