@@ -9,6 +9,7 @@ from jaxlab.train.hooks import Evaluate as Evaluate
 from jaxlab.train.hooks import Hook as Hook
 from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
 from jaxlab.train.hooks import Writer as Writer
+from jaxlab.train.host import reuse_memory as reuse_memory
 from jaxlab.train.loading import load_model as load_model
 from jaxlab.train.loading import restore_params as restore_params
 from jaxlab.train.logs import LogMetrics as LogMetrics
@@ -19,6 +20,10 @@ from jaxlab.train.optimizers import OptimizerConfig as OptimizerConfig
 from jaxlab.train.optimizers import build as build_optimizer
 from jaxlab.train.optimizers import schedule as schedule
 from jaxlab.train.progress import ProgressBar as ProgressBar
+from jaxlab.train.repeat import python_command as python_command
+from jaxlab.train.repeat import repeat_command as repeat_command
+from jaxlab.train.repeat import values_of as values_of
+from jaxlab.train.repeat import with_command as with_command
 from jaxlab.train.state import Build as Build
 from jaxlab.train.state import StatePlan as StatePlan
 from jaxlab.train.state import TrainState as TrainState
@@ -41,6 +46,7 @@ __all__ = [
     "Restored", "Run", "SaveCheckpoint", "Seconds", "StatePlan", "Step", "StopOnNaN",
     "StopOnSignal", "TrainConfig", "TrainState", "TrainingDiverged", "TrainingInterrupted",
     "Writer", "build_optimizer", "describe", "fit", "init_state", "load_model", "main",
-    "make_eval", "make_step", "metric_names", "plan_state", "restore_params", "run_training",
-    "schedule",
+    "make_eval", "make_step", "metric_names", "plan_state", "python_command", "repeat_command",
+    "restore_params", "reuse_memory",
+    "run_training", "schedule", "values_of", "with_command",
 ]

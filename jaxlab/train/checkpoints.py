@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -266,16 +267,29 @@ def _open_manager(
     kept = [policies.LatestN(keep_last)]
     if keep_every is not None:
         kept.append(policies.EveryNSteps(keep_every))
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=not read_only,
-            create=False,
-            read_only=read_only,
-        ),
-        item_handlers={
-            **{name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS},
-            **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
-        },
-    )
+    with _no_warnings() if read_only else contextlib.nullcontext():
+        return ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=not read_only,
+                create=False,
+                read_only=read_only,
+            ),
+            item_handlers={
+                **{name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS},
+                **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
+            },
+        )
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keeps orbax from warning that a folder opened to read will not be written."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)

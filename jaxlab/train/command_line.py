@@ -28,6 +28,7 @@ from jaxlab.train.config_files import (
     split_assignments,
     split_variant,
 )
+from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
 USAGE, DIVERGED, INTERRUPTED = 2, 3, 128
@@ -105,6 +106,7 @@ class Command:
             return
         if found.devices is not None:
             use_virtual_devices(found.devices)
+        reuse_memory()
         if self._sample is not None and found.sample is not None:
             values = {name: getattr(found, name) for name in self._sample_flags}
             self._sample(Record.open(self._workdir(found)), found.sample, **values)
