@@ -1,0 +1,1 @@
+"""One file per study: frozen dataclasses and named variants."""

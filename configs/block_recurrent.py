@@ -1,0 +1,274 @@
+"""Configs of `experiments/block_recurrent.py`: the Block-Recurrent Transformer, arXiv 2203.07852.
+
+Costs are of two cores of a shared x86-64 machine, with compilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxlab.core import MeshConfig, UsageError
+from jaxlab.data import RecallTask, Source, Tokenizer, open_source, open_tokenizer, split
+from jaxlab.models import TransformerLMConfig
+from jaxlab.train import OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which text is read, and how.
+
+    Attributes:
+      source: `stdlib`, `text:/path/to/folder` or `tfds:pg19/train`; see `jaxlab.data.open_source`.
+      data_dir: the folder of the tensorflow_datasets data sets.
+      held_out: a source of its own for evaluation; None holds out whole documents of `source`.
+      held_out_rate: the part of them that is held out.
+      tokenizer: `bytes` or `sentencepiece:/path/to.model`.
+      segment_length: tokens of a row in one step, a multiple of the model's window.
+      eval_tokens: of each held-out document, so many first tokens are evaluated; None: all.
+    """
+
+    source: str = "stdlib"
+    data_dir: str | None = None
+    held_out: str | None = None
+    held_out_rate: float = 0.1
+    tokenizer: str = "bytes"
+    segment_length: int = 1024
+    eval_tokens: int | None = 32_768
+
+    def open(self) -> tuple[Source, Source]:
+        """The training and the held-out documents."""
+        source = open_source(self.source, data_dir=self.data_dir)
+        if self.held_out is None:
+            return split(source, self.held_out_rate)
+        return source, open_source(self.held_out, data_dir=self.data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallConfig:
+    """The long-range recall task, on which both kinds of models are trained from scratch.
+
+    Attributes:
+      task: the sequences; a block is one window of the models.
+      model: the block-recurrent model; the windowed one has `baseline_layers` more, as on text.
+      train: for both.
+      eval_sequences: fresh sequences of the evaluation.
+      eval_blocks: their length; beyond `task.num_blocks` the models meet lengths they never saw.
+    """
+
+    task: RecallTask = RecallTask()
+    model: TransformerLMConfig = TransformerLMConfig()
+    train: TrainConfig = TrainConfig()
+    eval_sequences: int = 512
+    eval_blocks: int = 12
+
+    def __post_init__(self):
+        if self.task.block != self.model.window:
+            raise UsageError(
+                f"recall.task.block={self.task.block} differs from recall.model.window="
+                f"{self.model.window}; set both to one number"
+            )
+        if self.model.vocab_size < self.task.vocab_size:
+            raise UsageError(
+                f"recall.model.vocab_size={self.model.vocab_size} is below the "
+                f"{self.task.vocab_size} ids of the task; set it to that"
+            )
+        if self.eval_blocks < self.task.num_blocks or self.eval_sequences < 1:
+            raise UsageError(
+                f"recall.eval_blocks={self.eval_blocks} and eval_sequences={self.eval_sequences}; "
+                f"expected at least {self.task.num_blocks} and 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The sample in the report.
+
+    Attributes:
+      prompt: text to continue; empty begins a document.
+      num_tokens: length of the continuation.
+      temperature: 0 takes the likeliest token.
+      top_p: nucleus; 1 keeps all tokens.
+    """
+
+    prompt: str = "import "
+    num_tokens: int = 512
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The study: two language models of one cost on one text, and the recall task.
+
+    Attributes:
+      model: the block-recurrent model.
+      baseline_layers: layers that the sliding-window model has more, in place of recurrence; 1 is
+        the paper's like-for-like (table 1: Rec:fixed:skip against Slide:13L).
+      data, train: for both models; they see the same text in the same order.
+      include_recall: whether the recall task is part of the run.
+      recall, sample: see there.
+
+    Raises:
+      UsageError: parts that do not fit each other.
+    """
+
+    model: TransformerLMConfig = TransformerLMConfig()
+    baseline_layers: int = 1
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    include_recall: bool = True
+    recall: RecallConfig = RecallConfig(
+        model=TransformerLMConfig(window=16), task=RecallTask(block=16)
+    )
+    sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        window, length = self.model.window, self.data.segment_length
+        if window is None or not self.model.recurrent_layers:
+            raise UsageError(
+                f"model.window={window} and model.recurrent_layers={self.model.recurrent_layers}; "
+                "the study needs a window and at least one recurrent layer, e.g. -2"
+            )
+        if length < 1 or length % window:
+            low = max(length // window, 1) * window
+            raise UsageError(
+                f"data.segment_length={length} is not a multiple of model.window={window}; "
+                f"nearest: {low}, {low + window}"
+            )
+        if self.baseline_layers < 0:
+            raise UsageError(f"baseline_layers={self.baseline_layers}; expected 0 or more")
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which the model's vocabulary must hold.
+
+        Raises:
+          UsageError: a tokenizer that cannot be opened, or that has more ids than the model.
+        """
+        tokenizer = open_tokenizer(self.data.tokenizer)
+        if tokenizer.vocab_size > self.model.vocab_size:
+            raise UsageError(
+                f"model.vocab_size={self.model.vocab_size} is below the {tokenizer.vocab_size} ids "
+                f"of tokenizer {self.data.tokenizer!r}; set --config.model.vocab_size="
+                f"{tokenizer.vocab_size}"
+            )
+        return tokenizer
+
+
+def windowed(model: TransformerLMConfig, more_layers: int) -> TransformerLMConfig:
+    """The sliding-window model: no recurrence, and so many more layers."""
+    return dataclasses.replace(model, recurrent_layers=(), depth=model.depth + more_layers)
+
+
+def tiny() -> Config:
+    """Both models on the standard library's source, and recall: about 20 minutes on two cores."""
+    return Config(
+        # Heads, widths and S = W keep the paper's proportions at an eighth of its width; the
+        # recurrent layer is the third of four, where the paper's is the tenth of twelve. With Adam
+        # the head scales start at 8: at 1 the recall task is not learned at all.
+        model=TransformerLMConfig(
+            vocab_size=260, width=128, depth=4, num_heads=4, mlp_dim=512, window=128,
+            recurrent_layers=(-2,), num_states=128, head_scale=8.0,
+        ),
+        data=DataConfig(segment_length=1024, eval_tokens=32_768),
+        train=TrainConfig(
+            steps=600, batch_size=4, log_every=10, save_every=200, eval_every=200,
+            optimizer=OptimizerConfig(
+                learning_rate=2e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0, b2=0.98
+            ),
+        ),
+        recall=recall(),
+    )
+
+
+def recall() -> RecallConfig:
+    """One pair to remember over six blocks: solved in about 300 steps, a minute of one core."""
+    return RecallConfig(
+        task=RecallTask(block=16, num_blocks=6),
+        model=TransformerLMConfig(
+            vocab_size=41, width=64, depth=2, num_heads=2, mlp_dim=256, window=16,
+            include_self=True, recurrent_layers=(-1,), num_states=8, head_scale=8.0,
+        ),
+        train=TrainConfig(
+            steps=500, batch_size=16, log_every=25, save_every=250,
+            optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
+        ),
+    )
+
+
+def demo() -> Config:
+    """A short cut of tiny, for `make demo`: about four minutes on two cores."""
+    base = tiny()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, depth=3, window=64, num_states=64),
+        data=dataclasses.replace(base.data, segment_length=512, eval_tokens=8_192),
+        train=dataclasses.replace(
+            base.train, steps=150, batch_size=8, log_every=5, save_every=75, eval_every=None,
+            optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=20),
+        ),
+        include_recall=False,
+        sample=dataclasses.replace(base.sample, num_tokens=256),
+    )
+
+
+def smoke() -> Config:
+    """A few steps of everything, to see that it runs: under a minute. No claim is to hold."""
+    base = demo()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(
+            base.model, width=32, depth=1, num_heads=2, mlp_dim=64, window=16,
+            recurrent_layers=(-1,), num_states=8,
+        ),
+        data=dataclasses.replace(
+            base.data, segment_length=64, held_out_rate=0.02, eval_tokens=256
+        ),
+        train=dataclasses.replace(
+            base.train, steps=4, batch_size=2, log_every=2, save_every=2,
+            optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=2),
+        ),
+        include_recall=True,
+        recall=dataclasses.replace(
+            base.recall,
+            model=dataclasses.replace(base.recall.model, width=16, depth=1, mlp_dim=32),
+            train=dataclasses.replace(
+                base.recall.train, steps=4, batch_size=2, log_every=2, save_every=4
+            ),
+            eval_sequences=8,
+        ),
+        sample=dataclasses.replace(base.sample, num_tokens=8),
+    )
+
+
+def paper() -> Config:
+    """The paper's Rec:fixed:skip on PG-19 bytes, 12 layers, for a pod of 32 chips."""
+    # Sizes, optimizer and schedule are those of the authors' configs (medium_150M, bias_skip):
+    # Adafactor with a rate of 1 / sqrt(max(step, 1000)), so head scales start at 1. 131,072 tokens
+    # a step for 500,000 steps: 65.5 billion bytes, about six times through the books. Dropout is on
+    # the residual path only. To expect, in bits per byte: 0.952, against 0.989 for 13 layers
+    # without recurrence.
+    return Config(
+        model=TransformerLMConfig(
+            vocab_size=260, width=1024, depth=12, num_heads=8, head_dim=128, mlp_dim=4096,
+            window=512, recurrent_layers=(-3,), num_states=512, head_scale=1.0, dropout_rate=0.05,
+            scan_layers=True, remat=True,
+        ),
+        data=DataConfig(
+            source="tfds:pg19/train", held_out="tfds:pg19/test", segment_length=4096,
+            eval_tokens=None,
+        ),
+        train=TrainConfig(
+            steps=500_000, batch_size=32, log_every=100, save_every=5_000, eval_every=25_000,
+            strict_sharding=True, mesh=MeshConfig(data=-1),
+            optimizer=OptimizerConfig(
+                name="adafactor", learning_rate=1.0, schedule="rsqrt", warmup_steps=1000
+            ),
+        ),
+        include_recall=False,
+        recall=recall(),
+        sample=SampleConfig(prompt="CHAPTER I", num_tokens=2048),
+    )
+
+
+VARIANTS = {"smoke": smoke, "tiny": tiny, "demo": demo, "paper": paper}
+DEFAULT = "tiny"

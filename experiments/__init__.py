@@ -1,0 +1,1 @@
+"""One readable script per study, each run by `python -m experiments.NAME`."""

@@ -1,0 +1,449 @@
+"""Block-Recurrent Transformers (Hutchins et al., NeurIPS 2022, arXiv:2203.07852).
+
+Claim: one layer with a recurrent state, read and written once a window, lets a sliding-window
+language model use what lies far beyond its window, for the cost of about one more layer.
+
+    python -m experiments.block_recurrent --config=configs/block_recurrent.py:tiny \\
+        --workdir=runs/tiny
+    python -m experiments.block_recurrent --workdir=runs/tiny --sample="def "
+
+Trains the block-recurrent model and a sliding-window model with one layer more on the same text in
+the same order, measures both on held-out documents (in all, by position in the document, and with
+the state taken away at every segment), and trains both kinds on a task that asks for what stood
+outside the window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from configs.block_recurrent import DEFAULT, VARIANTS, Config, SampleConfig, windowed
+from jaxlab import data, evals, results, train
+from jaxlab.core import Params, View, from_dict, make_mesh, to_dict
+from jaxlab.evals import DocumentScores
+from jaxlab.models import TransformerLM, TransformerLMConfig
+from jaxlab.objectives import next_token
+from jaxlab.results import Claim, Record, figures
+from jaxlab.sampling import generate_stream
+
+PAPER = "Block-Recurrent Transformers, Hutchins et al., NeurIPS 2022, arXiv:2203.07852"
+RECURRENT, WINDOWED = "block-recurrent", "sliding window"
+RESET, XZ = "block-recurrent, state reset", "xz -9e"
+# Folders of the trainings in the workdir.
+TEXT = {RECURRENT: "", WINDOWED: "slide"}
+RECALL = {RECURRENT: "recall", WINDOWED: "recall_slide"}
+# Accuracies of the recall claims (chance is 1/16), and how much longer a step may take.
+RECALLED, AT_CHANCE, SLOWER = 0.95, 0.12, 1.10
+MAY_CHANGE = ("train.log_every", "train.save_every", "train.keep_last", "train.prefetch")
+
+
+def run(config: Config, record: Record) -> None:
+    """Trains, measures, records and draws; a complete workdir is only drawn."""
+    if not record.complete:
+        claims, numbers = on_text(config, record)
+        if config.include_recall:
+            more_claims, more_numbers = on_recall(config, record)
+            claims, numbers = claims + more_claims, numbers | more_numbers
+        command = train.repeat_command(record, VARIANTS, DEFAULT)
+        record.write_results(claims, train.with_command(numbers, command))
+    draw(record)
+    print(closing_words(record))
+
+
+def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]]:
+    """Both models on text: claims and numbers; leaves a sample in the workdir."""
+    window, limit = config.model.window, config.data.eval_tokens
+    tokenizer = config.tokenizer()
+    source, held_out = config.data.open()
+    if config.data.tokenizer == "bytes" and (found := data.find_invalid_utf8(source, 1000)):
+        print(f"{found}: its bytes are read as they are")
+    sizes = {
+        "batch_size": config.train.batch_size, "segment_length": config.data.segment_length,
+        "align": window, "shard": (jax.process_index(), jax.process_count()),
+    }
+    walk = data.walk(held_out, tokenizer, **sizes, max_document_tokens=limit)
+    texts = evaluated_texts(held_out, tokenizer, limit)
+    print(
+        f"text: {len(source):,} documents of {config.data.source} to train on; "
+        f"{walk.num_documents:,} others are held out, {walk.num_bytes:,} bytes of them evaluated"
+    )
+
+    def score(fitted: Fitted, **kwargs: Any) -> DocumentScores:
+        return evals.evaluate_documents(
+            fitted.view, fitted.params, walk, init_carry=fitted.init_carry,
+            edges=evals.doubling_edges(window, max(map(len, texts))),
+            mesh=make_mesh(config.train.mesh), **kwargs,
+        )
+
+    fits, scores = {}, {}
+    for name, model in contenders(config.model, config.baseline_layers).items():
+        stream = data.DocumentStream(source, tokenizer, **sizes, seed=config.train.seed)
+        fits[name] = fit(
+            part(record, TEXT[name], model, config.train), name, model, config.train, stream,
+            config.train.batch_size * config.data.segment_length,
+            lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
+        )
+        scores[name] = score(fits[name])
+    reset = functools.partial(fits[RECURRENT].view.apply, method="reset_states")
+    scores[RESET] = score(fits[RECURRENT], before_segment=reset)
+    pieces = continuation(record, tokenizer, config.sample, config.train.seed)
+    sample_path(record).write_text(config.sample.prompt + "".join(pieces), encoding="utf-8")
+    seconds, rates = (
+        {name: typical(record, folder, f"time/{metric}") for name, folder in TEXT.items()}
+        for metric in ("step_seconds", "tokens_per_second")
+    )
+    numbers = {
+        "bits per byte": {name: s.bits_per_byte for name, s in scores.items()}
+        | {XZ: evals.xz_bits_per_byte(texts)},
+        "bits per token by position": {"from": list(scores[RECURRENT].edges)}
+        | {name: list(s.loss_by_position / math.log(2)) for name, s in scores.items()},
+        "parameters": {name: fitted.view.num_params for name, fitted in fits.items()},
+        "training step seconds": seconds,
+        "training tokens per second": rates,
+        "held-out": {"documents": walk.num_documents, "bytes": walk.num_bytes},
+    }
+    return text_claims(scores, seconds, window), numbers
+
+
+def text_claims(
+    scores: Mapping[str, DocumentScores], seconds: Mapping[str, float], window: int
+) -> list[Claim]:
+    """What the paper says of language models, and whether it shows here."""
+    gain = evals.bits_per_byte_difference(scores[RECURRENT], scores[WINDOWED])
+    memory = evals.bits_per_byte_difference(scores[RECURRENT], scores[RESET])
+    near, far = (
+        scores[RECURRENT].bits_per_token(bins) - scores[WINDOWED].bits_per_token(bins)
+        for bins in (slice(0, 1), slice(2, None))
+    )
+    ratio = seconds[RECURRENT] / seconds[WINDOWED]
+    return [
+        Claim(
+            "The block-recurrent model needs fewer bits per byte of held-out documents than the "
+            "sliding-window model.",
+            "difference below 0, with its 95% interval over documents", str(gain), gain.high < 0,
+        ),
+        Claim(
+            "Its advantage comes from beyond the window.",
+            f"difference in bits per token from position {2 * window} on below 0, and below that "
+            f"of the first {window}",
+            f"{far:+.4f} from {2 * window} on, {near:+.4f} before {window}", far < min(near, 0),
+        ),
+        Claim(
+            "The state carries what helps: reset at every segment, the same model predicts worse.",
+            "difference to it below 0, with its 95% interval over documents", str(memory),
+            memory.high < 0,
+        ),
+        Claim(
+            "Recurrence costs no more than the layer that it replaces.",
+            f"step time at most {SLOWER:.2f} times that of the sliding-window model",
+            f"{ratio:.2f} times", ratio <= SLOWER,
+        ),
+    ]
+
+
+def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]]:
+    """Both models on the recall task: accuracy by the block that asks."""
+    recall = config.recall
+    task, size = recall.task, recall.train.batch_size
+    # Training draws its sequences from train.seed: these are others.
+    batch = task.batch(recall.train.seed + 1, 0, recall.eval_sequences, recall.eval_blocks)
+    models = contenders(recall.model, config.baseline_layers)
+    accuracy = {}
+    for name, model in models.items():
+        fitted = fit(
+            part(record, RECALL[name], model, recall.train), f"recall, {name}", model,
+            recall.train, task.stream(size, recall.train.seed),
+            size * task.num_blocks * task.block,
+        )
+        by_block = evals.accuracy_by_block(fitted.view, fitted.params, batch, task.block)
+        accuracy[name] = by_block.tolist()
+    asked = range(1, task.num_blocks)
+    beyond = [j for j in asked if j - 1 >= models[WINDOWED].depth]
+    numbers = {"block": list(range(1, recall.eval_blocks))} | {
+        name: by_block[1:] for name, by_block in accuracy.items()
+    }
+    return recall_claims(accuracy, asked, beyond), {"recall accuracy by block": numbers}
+
+
+def recall_claims(
+    accuracy: Mapping[str, Sequence[float]], asked: Sequence[int], beyond: Sequence[int]
+) -> list[Claim]:
+    """The state carries an answer past the window, and nothing else does."""
+    solved = [accuracy[RECURRENT][j] for j in asked]
+    blind = [accuracy[WINDOWED][j] for j in beyond]
+    return [
+        Claim(
+            "The block-recurrent model recalls what lies outside its window.",
+            f"accuracy of at least {RECALLED} in each of the blocks {asked[0]} to {asked[-1]}",
+            ", ".join(f"{a:.3f}" for a in solved), min(solved) >= RECALLED,
+        ),
+        Claim(
+            "The sliding-window model is at chance where its layers no longer reach.",
+            f"accuracy of at most {AT_CHANCE} in the blocks {', '.join(map(str, beyond))}; "
+            "chance is 0.0625",
+            ", ".join(f"{a:.3f}" for a in blind), max(blind, default=1.0) <= AT_CHANCE,
+        ),
+    ]
+
+
+class Fitted(NamedTuple):
+    """A trained model: its view in shapes, its parameters, and how its carry begins."""
+
+    view: View
+    params: Params
+    init_carry: Callable[[int], Any]
+
+
+def fit(
+    record: Record, name: str, model: TransformerLMConfig, config: train.TrainConfig,
+    stream: data.Stream, tokens_per_step: int,
+    measure: Callable[[Fitted], Mapping[str, float]] | None = None,
+) -> Fitted:
+    """Trains one model in the workdir of `record`, or reads the one that is there."""
+    build, view, init_carry = planned(model)
+    measured = measure is not None and config.eval_every is not None
+    _, done = train.run_training(
+        config, build=build, objective=next_token, stream=stream, workdir=record,
+        init_carry=init_carry, tokens_per_step=tokens_per_step, description=name,
+        evaluate=(lambda state: measure(Fitted(view, state.params, init_carry)))
+        if measured else None,
+    )
+    return Fitted(view, done.state.params, init_carry)
+
+
+def planned(model: TransformerLMConfig) -> tuple[train.Build, View, Callable[[int], Any]]:
+    """How a model is built, its view in shapes, and how its carry begins."""
+
+    def build(rngs: nnx.Rngs) -> TransformerLM:
+        return TransformerLM(model, rngs=rngs)
+
+    view = View.abstract(lambda: build(nnx.Rngs(0)))
+    return build, view, functools.partial(view.apply, view.params, method="init_carry")
+
+
+def contenders(model: TransformerLMConfig, more_layers: int) -> dict[str, TransformerLMConfig]:
+    """The two models that are compared."""
+    return {RECURRENT: model, WINDOWED: windowed(model, more_layers)}
+
+
+def part(
+    record: Record, folder: str, model: TransformerLMConfig, config: train.TrainConfig
+) -> Record:
+    """The record of one training, in a folder of the workdir."""
+    if not folder:
+        return record
+    return Record.create(
+        record.workdir / folder, experiment=record.experiment, variant=record.variant,
+        paper=record.paper, ignore=MAY_CHANGE,
+        config=record.config | {"model": to_dict(model), "train": to_dict(config)},
+    )
+
+
+def evaluated_texts(
+    source: data.Source, tokenizer: data.Tokenizer, limit: int | None
+) -> list[bytes]:
+    """The documents, each as far as its first `limit` tokens reach."""
+
+    def cut(document: bytes) -> bytes:
+        tokens = tokenizer.encode(document)
+        if limit is None or len(tokens) <= limit:
+            return document
+        return document[: tokenizer.num_bytes(tokens[:limit])]
+
+    return [cut(source[index]) for index in range(len(source))]
+
+
+def typical(record: Record, folder: str, metric: str) -> float:
+    """The median of a metric over one training; NaN where it was too short to have any."""
+    rows = Record.open(record.workdir / folder).metrics
+    values = [row[metric] for row in rows if row.get(metric) is not None]
+    return float(np.median(values)) if values else math.nan
+
+
+def continuation(
+    record: Record, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int
+) -> Iterator[str]:
+    """Pieces of text that follow the prompt, which begins a document, up to the document's end."""
+    prompt = np.concatenate([[tokenizer.boundary_id], tokenizer.encode(settings.prompt)])
+    chunks = generate_stream(
+        train.load_model(record, TransformerLM), [prompt], num_tokens=settings.num_tokens,
+        key=jax.random.key(seed), temperature=settings.temperature, top_p=settings.top_p,
+        stop_token=tokenizer.boundary_id, num_valid=tokenizer.num_tokens,
+    )
+    return data.decode_pieces(tokenizer, (chunk[0] for chunk in chunks))
+
+
+def sample(
+    record: Record, prompt: str, *, num_tokens: int, temperature: float, top_p: float, seed: int
+) -> None:
+    """Prints the prompt and how the model goes on, while it does."""
+    tokenizer = from_dict(Config, record.config).tokenizer()
+    settings = SampleConfig(prompt, num_tokens, temperature, top_p)
+    print(prompt, end="", flush=True)
+    for piece in continuation(record, tokenizer, settings, seed):
+        print(piece, end="", flush=True)
+    print()
+
+
+def sample_path(record: Record) -> Any:
+    """Where the report's sample lies."""
+    return record.workdir / "sample.txt"
+
+
+def draw(record: Record) -> None:
+    """Figures and report, from what lies in the workdir."""
+    numbers = train.values_of(record.results["numbers"])
+    shown = {
+        caption: figures.save(figure, record.figures_dir / f"{name}.png")
+        for name, (caption, figure) in text_figures(record, numbers).items()
+    }
+    results.write_report(
+        record, title="Block-Recurrent Transformer", summary=summary(record, numbers),
+        figures=shown, tables={"Held-out text": comparison(numbers)},
+        samples={"What the block-recurrent model writes": sample_path(record).read_text("utf-8")},
+        commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
+    )
+
+
+def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Caption and figure by file name."""
+    positions = numbers["bits per token by position"]
+    starts = positions["from"]
+    upto = [starts[1], *(2 * start for start in starts[1:])]
+    names = (RECURRENT, WINDOWED, RESET)
+    less = {
+        name: (upto, np.subtract(positions[name], positions[WINDOWED], dtype=float))
+        for name in names
+    }
+    found = {
+        "training": (
+            "Loss on the text being trained on, both models in the same order.",
+            figures.lines(
+                {n: Record.open(record.workdir / TEXT[n]).curve("train/loss") for n in TEXT},
+                xlabel="step", ylabel="training loss (nats per token)",
+            ),
+        ),
+        "by_position": (
+            "Held-out text by position in the document; each point is the mean from the position "
+            "before it up to its own.",
+            figures.lines(
+                {name: (upto, positions[name]) for name in names},
+                xlabel="position in the document, up to", ylabel="bits per token", xscale="log2",
+            ),
+        ),
+        "gain": (
+            "The same as a difference to the sliding window: below 0 is better than it.",
+            figures.lines(
+                less, xlabel="position in the document, up to",
+                ylabel="difference (bits per token)", xscale="log2",
+            ),
+        ),
+        "bits_per_byte": (
+            "Held-out text, all positions; lower is better.",
+            figures.bars(numbers["bits per byte"], xlabel="bits per byte"),
+        ),
+    }
+    if recall := numbers.get("recall accuracy by block"):
+        found["recall"] = (
+            "Recall of a value that stood in block 0, by the block that asks for it; chance is "
+            "0.0625.",
+            figures.lines(
+                {name: (recall["block"], recall[name]) for name in RECALL},
+                xlabel="block of the query", ylabel="accuracy",
+            ),
+        )
+    return found
+
+
+def summary(record: Record, numbers: Mapping[str, Any]) -> str:
+    """What was asked and how, in words."""
+    held_out, source = numbers["held-out"], record.config["data"]["source"]
+    return (
+        "Does one layer with a recurrent state help a sliding-window language model beyond its "
+        f"window of {record.config['model']['window']} tokens, for the cost of "
+        f"{record.config['baseline_layers']} more of its ordinary layers?\n\n"
+        f"Both models were trained on the same text ({source}) in the same order for "
+        f"{record.config['train']['steps']:,} steps, and read {held_out['documents']:,} held-out "
+        f"documents ({held_out['bytes']:,} bytes), each from its start."
+    )
+
+
+def comparison(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The models and xz side by side."""
+    rows = [
+        {
+            "model": name,
+            "bits per byte": numbers["bits per byte"][name],
+            "parameters": numbers["parameters"][name],
+            "training tokens/s": whole(numbers["training tokens per second"][name]),
+        }
+        for name in TEXT
+    ]
+    return [*rows, {"model": XZ, "bits per byte": numbers["bits per byte"][XZ]}]
+
+
+def whole(value: float | None) -> int | None:
+    """A rate as a whole number; a lost one stays lost."""
+    return None if value is None else round(value)
+
+
+def closing_words(record: Record) -> str:
+    """What a newcomer wants to know at the end."""
+    numbers = train.values_of(record.results["numbers"])
+    claims, held_out, workdir = record.claims, numbers["held-out"], record.workdir
+    call = f"{train.python_command()} -m experiments.{record.experiment}"
+    config = f"--config=configs/{record.experiment}.py:tiny"
+    return "\n".join([
+        "",
+        f"{held_out['documents']:,} documents that no model has seen, {held_out['bytes']:,} bytes; "
+        "fewer bits are better:",
+        "",
+        results.table(comparison(numbers)),
+        "",
+        *(f"{'holds' if c.holds else 'not shown':9}  {c.claim} ({c.measured})" for c in claims),
+        "",
+        f"report   {record.report_path}",
+        f"sample   {sample_path(record)}",
+        f"models   {record.checkpoints_dir}, {workdir / TEXT[WINDOWED] / 'checkpoints'}",
+        "",
+        "what to try next",
+        f'  let it write:       {call} --workdir={workdir} --sample="def "',
+        f"  train for longer:   {call} {config} --workdir=runs/tiny",
+        f"  on your own files:  {call} {config} --config.data.source=text:FOLDER "
+        "--workdir=runs/mine",
+    ])
+
+
+def plan(config: Config) -> list[str]:
+    """Size, memory, sharding and length of both trainings on text."""
+    config.tokenizer()
+    tokens = config.train.batch_size * config.data.segment_length
+    lines = []
+    for name, model in contenders(config.model, config.baseline_layers).items():
+        build, _, init_carry = planned(model)
+        lines += [f"{name}:"] + [
+            f"  {line}"
+            for line in train.describe(
+                config.train, build=build, init_carry=init_carry, tokens_per_step=tokens
+            )
+        ]
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; see `jaxlab.train.main`."""
+    train.main(
+        run, plan=plan, sample=sample, paper=PAPER, ignore=MAY_CHANGE, argv=argv,
+        sample_flags={"num_tokens": 512, "temperature": 0.8, "top_p": 0.95, "seed": 0},
+    )
+
+
+if __name__ == "__main__":
+    main()
