@@ -1,0 +1,171 @@
+"""Speed of the block-recurrent transformer: ratios measured in one run, one JSON object a line.
+
+    python -m benchmarks.block_recurrent                      # all of it, on one thread
+    python -m benchmarks.block_recurrent --preset=small --steps=10
+    python -m benchmarks.block_recurrent --peer="python peer.py --preset d256 --flash"
+
+For each preset (forward and backward, float32, state carried, no optimiser):
+* `tokens_per_cpu_s`, and `matmul_share`: useful FLOP/s of the model over those of a 2048^3 float32
+  product in the same run (useful: what the mathematics needs, tiles and recomputation not counted);
+* `recurrent_over_slide`: time of a step over that of the windowed model with one layer more;
+* `double_segment`: time of a step on segments twice as long, same window;
+* `compilations_after_first_step`: counted by jax itself.
+
+`--peer` runs a command that prints JSON lines with `preset` and `tokens_per_cpu_s`, on the same
+core, before and after ours, and adds the ratio to the better of its lines.
+Times are process CPU seconds, the least of `--steps`, variants taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import time
+
+PRESETS = {
+    "d256": dict(width=256, head_dim=64, window=512, num_states=512, batch=2, length=2048),
+    "small": dict(width=128, head_dim=32, window=128, num_states=128, batch=4, length=1024),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--peer", action="append", default=[], help="a command, see above")
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, inherited by the peer
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    peers = [run_peer(command) for command in args.peer]
+    results = [measure(name, args.steps) for name in args.preset or sorted(PRESETS)]
+    peers += [run_peer(command) for command in args.peer]
+    for result in results:
+        theirs = [row for rows in peers for row in rows if row["preset"] == result["preset"]]
+        if theirs:
+            best = max(theirs, key=lambda row: row["tokens_per_cpu_s"])
+            result["peer"] = best.get("implementation")
+            result["peer_tokens_per_cpu_s"] = best["tokens_per_cpu_s"]
+            ratio = result["tokens_per_cpu_s"] / best["tokens_per_cpu_s"]
+            result["over_peer"] = round(ratio, 3)
+        print(json.dumps(result), flush=True)
+
+
+def run_peer(command: str) -> list[dict]:
+    output = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
+    return [row for row in rows if row.get("recurrent", True)]
+
+
+def measure(name: str, num_steps: int) -> dict:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab.train import reuse_memory
+
+    reuse_memory()
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    preset = PRESETS[name]
+    square = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    runs = {
+        "recurrent": build(preset, depth=4, recurrent=(2,)),
+        "slide": build(preset, depth=5, recurrent=()),
+        "double": build({**preset, "length": 2 * preset["length"]}, depth=4, recurrent=(2,)),
+        "product": (lambda: product(square, square).block_until_ready(), 0.0),
+    }
+    for run, _ in runs.values():
+        run()
+    compilations.clear()
+    seconds = {key: [] for key in runs}
+    for _ in range(num_steps):
+        for key, (run, _) in runs.items():
+            start = time.process_time()
+            run()
+            seconds[key].append(time.process_time() - start)
+    best = {key: min(times) for key, times in seconds.items()}
+    tokens = preset["batch"] * preset["length"]
+    product_flops = 2 * 2048**3 / best["product"]
+    return {
+        "preset": name,
+        **preset,
+        "tokens_per_cpu_s": round(tokens / best["recurrent"], 1),
+        "useful_gflops": round(runs["recurrent"][1] / best["recurrent"] / 1e9, 1),
+        "matmul_gflops": round(product_flops / 1e9, 1),
+        "matmul_share": round(runs["recurrent"][1] / best["recurrent"] / product_flops, 3),
+        "recurrent_over_slide": round(best["recurrent"] / best["slide"], 3),
+        "double_segment": round(best["double"] / best["recurrent"], 3),
+        "compilations_after_first_step": len(compilations),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "cpu_s": {key: [round(t, 4) for t in times] for key, times in seconds.items()},
+        "jax": jax.__version__,
+    }
+
+
+def build(preset: dict, depth: int, recurrent: tuple[int, ...]):
+    """A training step without an optimiser, and its useful FLOPs."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxlab.core import View
+    from jaxlab.models import TransformerLM, TransformerLMConfig
+    from jaxlab.objectives import next_token
+
+    config = TransformerLMConfig(
+        width=preset["width"],
+        depth=depth,
+        num_heads=4,
+        head_dim=preset["head_dim"],
+        window=preset["window"],
+        num_states=preset["num_states"],
+        recurrent_layers=recurrent,
+        dtype="float32",
+    )
+    model = TransformerLM(config, rngs=nnx.Rngs(0))
+    view = View.of(model)
+    b, t = preset["batch"], preset["length"]
+    tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
+    batch = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "mask": jnp.ones((b, t), bool),
+        "start": jnp.zeros((b, t), bool),
+    }
+
+    @jax.jit
+    def step(params, carry, batch):
+        def objective(params):
+            loss = next_token(view.bind(params), batch, carry)
+            return loss.value, loss.carry
+
+        (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return value, carry, grads
+
+    held = {"carry": model.init_carry(b)}
+
+    def run() -> None:
+        value, held["carry"], grads = step(view.params, held["carry"], batch)
+        jax.block_until_ready((value, held["carry"], grads))
+
+    return run, useful_flops(preset, depth, len(recurrent)) * b * t
+
+
+def useful_flops(preset: dict, depth: int, num_recurrent: int) -> float:
+    """FLOPs a token of forward and backward (3 times forward), two for each multiply-add."""
+    d, w, s, hk = preset["width"], preset["window"], preset["num_states"], 4 * preset["head_dim"]
+    layer = 4 * d * hk + 2 * d * 4 * d + 2 * w * hk
+    tokens_read = 2 * d * hk + 2 * s * hk
+    states = (s / w) * (6 * d * hk + 2 * s * hk + 2 * 2 * w * hk)
+    return 3 * 2 * (depth * layer + num_recurrent * (tokens_read + states) + 260 * d)
+
+
+if __name__ == "__main__":
+    main()
