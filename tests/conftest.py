@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,3 +24,20 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"{folder.name}/ does not lie beside the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
+    """One whole smoke run of the first experiment in a process with one device: its workdir and
+    what it said."""
+    workdir = tmp_path_factory.mktemp("smoke")
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "experiments.block_recurrent",
+            "--config=configs/block_recurrent.py:smoke", f"--workdir={workdir}",
+        ],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )
+    return workdir, process

@@ -58,11 +58,10 @@ def call(capsys, monkeypatch):
     return call
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
+@pytest.fixture
+def done(smoke_run) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
     """One whole smoke run: its workdir, and what it said."""
-    workdir = tmp_path_factory.mktemp("smoke")
-    return workdir, experiment(SMOKE, f"--workdir={workdir}")
+    return smoke_run
 
 
 def test_a_run_ends_well_and_leaves_the_files_of_the_contract(done):

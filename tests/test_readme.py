@@ -1,0 +1,79 @@
+"""Every command and snippet of the README and the docs runs, at the size of a smoke test."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(language: str = "bash") -> list[str]:
+    """The experiment commands of the README, one string each."""
+    text = "\n".join(blocks(ROOT / "README.md", language)).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith("python -m experiments.")]
+
+
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.fixture
+def trained(smoke_run, tmp_path, monkeypatch) -> pathlib.Path:
+    """A folder with a trained runs/tiny and a folder of text, as a reader of the README has."""
+    workdir, process = smoke_run
+    assert process.returncode == 0, process.stderr
+    shutil.copytree(workdir, tmp_path / "runs" / "tiny")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    folder = tmp_path / "path" / "to" / "folder"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        (folder / f"{i}.txt").write_text("It was a dark and stormy night. " * (10 + i))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_a_snippet_runs(code, trained):
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("command", commands(), ids=range(len(commands())))
+def test_a_command_runs(command, trained):
+    words = shlex.split(command.replace(":tiny", ":smoke").replace("steps=500", "steps=4"))
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.run(
+        [sys.executable, *words[1:]], env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )
+    assert words[0] == "python" and process.returncode == 0, process.stderr
+    assert process.stdout
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.M))
+    assert {"demo", "test", "env"} <= named
+    for name in named:
+        assert re.search(rf"^{name}:", makefile, re.M), name
+
+
+def test_every_file_that_a_page_links_to_exists():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
