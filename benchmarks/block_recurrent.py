@@ -33,6 +33,7 @@ PRESETS = {
 
 
 def main() -> None:
+    """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
     parser.add_argument("--steps", type=int, default=8)
@@ -56,12 +57,14 @@ def main() -> None:
 
 
 def run_peer(command: str) -> list[dict]:
+    """The lines of JSON that a command prints about recurrent models."""
     output = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
     return [row for row in rows if row.get("recurrent", True)]
 
 
 def measure(name: str, num_steps: int) -> dict:
+    """Times the variants of one preset in turns."""
     import jax
     import jax.numpy as jnp
 

@@ -3,8 +3,8 @@
     python -m benchmarks.train_loop [--steps=60]
 
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
-TensorBoard, progress, an asynchronous checkpoint halfway. `outside_step_share` is the host's time in
-data, hooks and logging, with waiting for the device taken out, over all of the loop's time.
+TensorBoard, progress, an asynchronous checkpoint halfway. `outside_step_share` is the host's time
+in data, hooks and logging, with waiting for the device taken out, over all of the loop's time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jaxlab.objectives import next_token
 
 
 def main() -> None:
+    """Trains for a while and prints where the time went."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=60)
     steps = parser.parse_args().steps
@@ -77,9 +78,11 @@ class Clock(train.Hook):
     """Wall time from the loop's start to its end."""
 
     def start(self, run: train.Run) -> None:
+        """Starts the clock."""
         self._begin = time.perf_counter()
 
     def finish(self, run: train.Run) -> None:
+        """Stops it."""
         self.seconds = time.perf_counter() - self._begin
 
 

@@ -163,8 +163,8 @@ def tiny() -> Config:
     """Both models on the standard library's source, and recall: about 20 minutes on two cores."""
     # Width, heads and S = W keep the paper's proportions at an eighth of its width; the recurrent
     # layer is the third of four, where the paper's is the tenth of twelve. Adafactor is the paper's
-    # optimizer; its rate and momentum, and GEGLU (the paper: ReLU), were chosen by the training loss
-    # of short runs of the block-recurrent model. The windowed model was not tuned on its own.
+    # optimizer; its rate and momentum, and GEGLU (the paper: ReLU), were chosen by the training
+    # loss of short runs of the block-recurrent model. The windowed one was not tuned on its own.
     return Config(
         model=TransformerLMConfig(
             vocab_size=260, width=128, depth=4, num_heads=4, mlp_dim=384, activation="gelu",

@@ -30,11 +30,11 @@ from jaxlab.nn import (
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
+    RMSNorm,
     Rotary,
     Segment,
     T5Bias,
     dropout,
-    RMSNorm,
 )
 from jaxlab.nn.attention import split_width
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from jaxlab.nn.tiles import attend as attend
 from jaxlab.nn.attention import Attention as Attention
 from jaxlab.nn.block import Block as Block
 from jaxlab.nn.block import dropout as dropout
 from jaxlab.nn.decode import Cursor as Cursor
 from jaxlab.nn.initialisers import projection as projection
 from jaxlab.nn.mlp import MLP as MLP
-from jaxlab.nn.norm import l2_normalise as l2_normalise
 from jaxlab.nn.norm import RMSNorm as RMSNorm
+from jaxlab.nn.norm import l2_normalise as l2_normalise
 from jaxlab.nn.position import Rotary as Rotary
 from jaxlab.nn.position import T5Bias as T5Bias
 from jaxlab.nn.recurrent_cell import BlockRecurrentAttention as BlockRecurrentAttention
@@ -18,3 +17,4 @@ from jaxlab.nn.recurrent_cell import BlockRecurrentCell as BlockRecurrentCell
 from jaxlab.nn.recurrent_cell import FixedGate as FixedGate
 from jaxlab.nn.recurrent_cell import SkipUpdate as SkipUpdate
 from jaxlab.nn.segment import Segment as Segment
+from jaxlab.nn.tiles import attend as attend

@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError
-from jaxlab.nn.tiles import MASKED, attend_blocks, tile_size
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
 from jaxlab.nn.segment import Segment
+from jaxlab.nn.tiles import MASKED, attend_blocks, tile_size
 
 Carry = dict[str, jax.Array]
 
@@ -198,8 +198,9 @@ def by_distance(bias_hm: jax.Array, num_queries: int) -> jax.Array:
     """Lays a bias for each distance out as [h, t, s], a row for each of t queries.
 
     Args:
-      bias_hm: [h, s + t - 1], for the distances s + t - 1 - t, ..., -(t - 1) of the last query's
-        first key to the first query's last key, one less at each step.
+      bias_hm: [h, s + t - 1], from the largest distance (the last query, the first key) down to
+        the smallest (the first query, the last key), one less at each step.
+      num_queries: t.
 
     A row is the one before shifted by one. Written as a tiling and a reshape, it needs no gather.
 

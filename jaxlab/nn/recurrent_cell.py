@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
 from jaxlab.nn.decode import RecurrentDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
 from jaxlab.nn.segment import Segment
+from jaxlab.nn.tiles import MASKED, attend_heads
 
 
 class FixedGate(nnx.Module):
@@ -153,8 +153,9 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
     blocks of a segment are read in order by a scan that holds only the state; everything else
     runs for all blocks at once.
 
-    A document should start where a block starts: then its state is exactly the initial one. One that
-    starts inside a block reads no state before, and leaves nothing in it until, the next block.
+    A document should start where a block starts: then its state is exactly the initial one. One
+    that starts inside a block reads no state before, and leaves nothing in it until, the next
+    block.
 
     Args:
       attention: the token attention, with a window and `extra_heads` equal to its heads.

@@ -41,7 +41,8 @@ def attend(
 
     Args:
       q_tk: queries [t, k].
-      k_ks, v_ks: keys and values [k, s].
+      k_ks: keys [k, s].
+      v_ks: values [k, s].
       bias_ts: added to the logits, [t, s]; `MASKED` hides a key.
       seen_ts: bool [t, s], which keys a query may see.
 
@@ -88,7 +89,8 @@ def attend_heads(
 
     Args:
       q_hntk: scaled queries [h, n, t, k].
-      k_hnks, v_hnks: keys and values [h, n, k, s].
+      k_hnks: keys [h, n, k, s].
+      v_hnks: values [h, n, k, s].
       bias_ns: added to the logits of a key, [n, s]; `MASKED` hides it.
 
     Returns:
@@ -118,11 +120,13 @@ def attend_blocks(
 
     Args:
       q_hnjtk: scaled queries of blocks 0..j-1, [h, n, j, w, k].
-      k_hnjks, v_hnjks: keys and values of blocks -1..j-1, [h, n, j + 1, k, w].
+      k_hnjks: keys of blocks -1..j-1, [h, n, j + 1, k, w].
+      v_hnjks: values of the same.
       bias_hts: [h, size, w + size] for `size = tile_size(w)` queries and the keys from w before the
         first of them: relative position bias, `MASKED` outside the window. The same for every tile.
-      doc_njt, doc_njs: document numbers of queries [n, j, w] and keys [n, j + 1, w]; a query sees
-        the keys of its own document. None: there is only one.
+      doc_njt: document numbers of queries [n, j, w]; a query sees the keys of its own document.
+        None: there is only one.
+      doc_njs: document numbers of keys [n, j + 1, w].
 
     Returns:
       [h, n, j, w, k].
