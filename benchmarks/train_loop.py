@@ -4,8 +4,8 @@
 
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
 TensorBoard, progress, an asynchronous checkpoint halfway. `outside_step_share` is the host's time
-in data, hooks and logging, with waiting for the device taken out, over all of the loop's time. The first save and the start
-of TensorBoard are in it once: few steps make it larger.
+in data, hooks and logging, with waiting for the device taken out, over all of the loop's time. The
+first save and the start of TensorBoard are in it once: few steps make it larger.
 """
 
 from __future__ import annotations
