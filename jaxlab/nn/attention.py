@@ -15,7 +15,7 @@ from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
 from jaxlab.nn.segment import Segment
-from jaxlab.nn.tiles import MASKED, attend_blocks, tile_size
+from jaxlab.nn.tiles import MASKED, Readable, attend_blocks, tile_size
 
 Carry = dict[str, jax.Array]
 
@@ -132,10 +132,8 @@ class Attention(RingDecoding, nnx.Module):
         if segment is None:
             segment = Segment.of(jnp.zeros((b, t), bool))
         carry = self.init_carry(b) if carry is None else carry
-        keys = jnp.concatenate([carry["keys"].astype(k_bshk.dtype), k_bshk], axis=1)
-        values = jnp.concatenate([carry["values"].astype(v_bshk.dtype), v_bshk], axis=1)
-        after = {"keys": keys[:, -self.window :], "values": values[:, -self.window :]}
-        return self._read_window(q_bthk, keys, values, segment), after
+        after = {"keys": k_bshk[:, -self.window :], "values": v_bshk[:, -self.window :]}
+        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry), after
 
     def init_carry(self, batch_size: int) -> Carry:
         """Keys and values [b, w, kv heads, k] of a window with nothing in it."""
@@ -169,30 +167,29 @@ class Attention(RingDecoding, nnx.Module):
             q, k, v, bias, mask, scale=1.0, is_causal=self.causal and t == s
         )
 
-    def _read_window(self, q, keys, values, segment) -> jax.Array:
+    def _read_window(self, q, k, v, segment, carry) -> jax.Array:
         w, b, t = self.window, q.shape[0], q.shape[1]
+        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
         if isinstance(self.position, Rotary):
-            q, keys = self.position(q, np.arange(t)), self.position(keys, np.arange(-w, t))
+            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
+            old_k = self.position(old_k, np.arange(-w, 0))
         size = tile_size(w)
         distances = np.arange(w + size - 1, -size, -1)
         nearest = 0 if self.include_self else 1
         inside = (distances >= nearest) & (distances < nearest + w)
         bias_hts = by_distance(jnp.where(inside, self._bias(distances), MASKED), size)
-        doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
-        out_hbjtk = attend_blocks(
-            blocks_by_head(q, w),
-            jnp.swapaxes(self.shared(blocks_by_head(keys, w)), -1, -2),
-            jnp.swapaxes(self.shared(blocks_by_head(values, w)), -1, -2),
-            bias_hts,
-            segment.doc_bt.reshape(b, -1, w),
-            doc_bs.reshape(b, -1, w),
+        docs = segment.doc_bt.reshape(b, -1, w)
+        blocks = Readable(self.key_blocks(k), self.key_blocks(v), docs)
+        old = Readable(
+            self.key_blocks(old_k)[:, :, 0], self.key_blocks(old_v)[:, :, 0], segment.remembered(w)
         )
+        out_hbjtk = attend_blocks(blocks_by_head(q, w), blocks, old, bias_hts)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
 
-    def shared(self, x_hn: jax.Array) -> jax.Array:
-        """Repeats the key and value heads, first axis, for the queries that share them."""
-        return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
-
+    def key_blocks(self, x_bshk: jax.Array) -> jax.Array:
+        """Keys or values [b, s, kv heads, k] to blocks [h, b, j, k, w], for each query head."""
+        x_hbjkw = jnp.swapaxes(blocks_by_head(x_bshk, self.window), -1, -2)
+        return jnp.repeat(x_hbjkw, self.num_heads // self.num_kv_heads, axis=0)
 
 def by_distance(bias_hm: jax.Array, num_queries: int) -> jax.Array:
     """Lays a bias for each distance out as [h, t, s], a row for each of t queries.

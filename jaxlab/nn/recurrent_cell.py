@@ -189,9 +189,7 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         carry = self.init_carry(b) if carry is None else carry
         q, k, v = self.attention.heads(x_btd)
         window_bthk, after = self.attention.read(q, k, v, segment, carry)
-        keys = jnp.concatenate([carry["keys"].astype(k.dtype), k], axis=1)
-        values = jnp.concatenate([carry["values"].astype(v.dtype), v], axis=1)
-        state, state_keys, state_values = self._scan(keys, values, segment, carry["state"])
+        state, state_keys, state_values = self._scan(k, v, segment, carry)
         read_bthk = self._read_state(x_btd, state_keys, state_values, segment)
         out = self.attention.output(jnp.concatenate([window_bthk, read_bthk], axis=2))
         return out, {**after, "state": state}
@@ -201,33 +199,36 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         state = jnp.zeros((batch_size, self.cell.num_states, self.cell.width), self.cell.dtype)
         return {**self.attention.init_carry(batch_size), "state": state}
 
-    def _scan(self, keys, values, segment, state):
+    def _scan(self, k, v, segment, carry):
         """The state after all blocks, and its keys and values before each, [j, h, b, k, r]."""
-        w = self.attention.window
-        shared = self.attention.shared
-        k_jhbkw = shared(blocks_by_head(keys, w)).transpose(2, 0, 1, 4, 3)
-        v_jhbkw = shared(blocks_by_head(values, w)).transpose(2, 0, 1, 4, 3)
-        doc_jbt = segment.doc_bt.reshape(state.shape[0], -1, w).swapaxes(0, 1)
-        before_jb = jnp.concatenate([jnp.zeros_like(doc_jbt[:1, :, -1]), doc_jbt[:-1, :, -1]])
-        fresh_jb = doc_jbt[:, :, 0] != before_jb
-        fresh_jb = fresh_jb.at[0].set(fresh_jb[0] | (segment.length_b == 0))
-        split_jb = doc_jbt[:, :, 0] != doc_jbt[:, :, -1]
-        doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
-        doc_jbw = doc_bs.reshape(state.shape[0], -1, w).swapaxes(0, 1)
-        doc_jbs = jnp.concatenate([doc_jbw[:-1], doc_jbw[1:]], axis=2)
-        bias_jbs = jnp.where(doc_jbs == doc_jbt[:, :, -1:], 0.0, MASKED)
-        initial = self.cell.initial_state(state.shape[0])
+        b, w = k.shape[0], self.attention.window
 
-        def block(c_brd, xs):
-            old_k, new_k, old_v, new_v, bias_bs, fresh_b, split_b = xs
+        def blocks(x_bshk: jax.Array) -> jax.Array:
+            return self.attention.key_blocks(x_bshk).transpose(2, 0, 1, 3, 4)
+
+        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
+        doc_jbw = segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1)
+        old = (blocks(old_k)[0], blocks(old_v)[0], segment.remembered(w))
+        initial = self.cell.initial_state(b)
+
+        def block(state, new):
+            c_brd, before_b, old = state
+            doc_bw = new[2]
+            fresh_b = doc_bw[:, 0] != before_b
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
-            k_hbks = jnp.concatenate([old_k, new_k], axis=-1)
-            v_hbks = jnp.concatenate([old_v, new_v], axis=-1)
+            k_hbks, v_hbks, doc_bs = jax.tree.map(
+                lambda a, b: jnp.concatenate([a, b], axis=-1), old, new
+            )
+            bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
             c_next, read = self.cell(c_brd, k_hbks, v_hbks, bias_bs)
-            return jnp.where(split_b[:, None, None], initial, c_next), read
+            split_b = doc_bw[:, 0] != doc_bw[:, -1]
+            c_next = jnp.where(split_b[:, None, None], initial, c_next)
+            return (c_next, doc_bw[:, -1], new), read
 
-        xs = (k_jhbkw[:-1], k_jhbkw[1:], v_jhbkw[:-1], v_jhbkw[1:], bias_jbs, fresh_jb, split_jb)
-        state, (state_keys, state_values) = jax.lax.scan(block, state.astype(initial.dtype), xs)
+        before_b = jnp.where(segment.length_b == 0, -1, 0)
+        start = (carry["state"].astype(initial.dtype), before_b, old)
+        xs = (blocks(k), blocks(v), doc_jbw)
+        (state, *_), (state_keys, state_values) = jax.lax.scan(block, start, xs)
         return state, state_keys, state_values
 
     def state_queries(self, x_btd: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ Letters: t queries, s keys, k width of a head, h heads, n independent problems.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlab.nn.products import matmul
+
 MASKED = -1e9  # added to the logits of keys that must not be seen
 FLOOR = -1000.0  # a key with this logit and a zero value always exists: an empty row gives zero
 TILE = 128  # queries of a tile; 128 x 640 float32 weights fit a core's cache
 
 _tiled = functools.partial(
     jax.checkpoint,
-    policy=jax.checkpoint_policies.save_only_these_names("attend_values", "attend_total"),
+    policy=jax.checkpoint_policies.save_only_these_names(
+        "attend_top", "attend_total", "attend_values"
+    ),
 )
 
 
@@ -49,18 +54,16 @@ def attend(
     Returns:
       [t, k] in the dtype of the values; a query that sees no key gives zero.
     """
-    logits_ts = jnp.einsum("tk,ks->ts", q_tk, k_ks, preferred_element_type=jnp.float32)
+    logits_ts = matmul(q_tk, k_ks)
     if bias_ts is not None:
         logits_ts += bias_ts
     if seen_ts is not None:
         logits_ts = jnp.where(seen_ts, logits_ts, MASKED)
     top_t1 = jnp.maximum(logits_ts.max(axis=-1, keepdims=True), FLOOR)
-    top_t1 = jax.lax.stop_gradient(top_t1)
+    top_t1 = checkpoint_name(jax.lax.stop_gradient(top_t1), "attend_top")
     weights_ts = jnp.exp(logits_ts - top_t1)
     total_t1 = weights_ts.sum(axis=-1, keepdims=True) + jnp.exp(FLOOR - top_t1)
-    values_tk = jnp.einsum(
-        "ts,ks->tk", weights_ts.astype(v_ks.dtype), v_ks, preferred_element_type=jnp.float32
-    )
+    values_tk = matmul(weights_ts.astype(v_ks.dtype), v_ks, transpose_y=True)
     values_tk = checkpoint_name(values_tk, "attend_values")
     total_t1 = checkpoint_name(total_t1, "attend_total")
     return (values_tk / total_t1).astype(v_ks.dtype)
@@ -75,9 +78,14 @@ def tile_size(num_queries: int, most: int = TILE) -> int:
     return next(size for size in range(min(most, num_queries), 0, -1) if num_queries % size == 0)
 
 
+def in_sequence() -> bool:
+    """Whether tiles run one after another: on a CPU, whose cache holds one."""
+    return jax.default_backend() == "cpu"
+
+
 def over(function: Callable[..., Any], *arrays: Any) -> Any:
     """Applies `function` to every leading index: in sequence on a CPU, at once elsewhere."""
-    if jax.default_backend() == "cpu":
+    if in_sequence():
         return jax.lax.map(lambda xs: function(*xs), arrays)
     return jax.vmap(function)(*arrays)
 
@@ -108,59 +116,75 @@ def attend_heads(
     return over(lambda *xs: over(_tiled(one), *xs, *biases), q_hntk, k_hnks, v_hnks)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Readable:
+    """What queries may read: keys and values of tokens, and the documents these belong to.
+
+    Attributes:
+      k: keys [..., k, s].
+      v: values [..., k, s].
+      docs: document numbers [..., s], without an axis of heads; None: there is only one document.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    docs: jax.Array | None = None
+
+
 def attend_blocks(
-    q_hnjtk: jax.Array,
-    k_hnjks: jax.Array,
-    v_hnjks: jax.Array,
-    bias_hts: jax.Array,
-    doc_njt: jax.Array | None = None,
-    doc_njs: jax.Array | None = None,
+    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hts: jax.Array
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
 
+    On a CPU the blocks of a row are read in order, each handing its keys to the next: no array
+    holds the keys twice.
+
     Args:
       q_hnjtk: scaled queries of blocks 0..j-1, [h, n, j, w, k].
-      k_hnjks: keys of blocks -1..j-1, [h, n, j + 1, k, w].
-      v_hnjks: values of the same.
+      blocks: keys and values of the same tokens, [h, n, j, k, w]; a query sees the keys of its
+        own document.
+      before: those of the block before the first, [h, n, k, w].
       bias_hts: [h, size, w + size] for `size = tile_size(w)` queries and the keys from w before the
         first of them: relative position bias, `MASKED` outside the window. The same for every tile.
-      doc_njt: document numbers of queries [n, j, w]; a query sees the keys of its own document.
-        None: there is only one.
-      doc_njs: document numbers of keys [n, j + 1, w].
 
     Returns:
       [h, n, j, w, k].
     """
-    w = q_hnjtk.shape[3]
-    size = bias_hts.shape[1]
 
-    def block(q_tk, old_k, new_k, old_v, new_v, docs, bias_ts):
-        k_ks = jnp.concatenate([old_k, new_k], axis=1)
-        v_ks = jnp.concatenate([old_v, new_v], axis=1)
+    def head(q_njtk: jax.Array, old: Any, new: Any, bias_ts: jax.Array) -> jax.Array:
+        def row(q_jtk: jax.Array, before: Readable, blocks: Readable) -> jax.Array:
+            return _attend_row(q_jtk, blocks, before, bias_ts)
+
+        return over(row, q_njtk, Readable(*old, before.docs), Readable(*new, blocks.docs))
+
+    return over(head, q_hnjtk, (before.k, before.v), (blocks.k, blocks.v), bias_hts)
+
+
+def _attend_row(
+    q_jtk: jax.Array, blocks: Readable, before: Readable, bias_ts: jax.Array
+) -> jax.Array:
+    """`attend_blocks` of one head and one row."""
+    w, size = q_jtk.shape[1], bias_ts.shape[0]
+
+    @_tiled
+    def block(q_tk: jax.Array, old: Readable, new: Readable, bias_ts: jax.Array) -> jax.Array:
+        def pieces(x: Readable) -> list[Readable]:
+            return [jax.tree.map(lambda a: a[..., i : i + size], x) for i in range(0, w, size)]
+
+        read = pieces(old) + pieces(new)
         tiles = []
-        for i in range(0, w, size):
-            keys = slice(i, i + w + size)
-            seen_ts = None
-            if docs is not None:
-                seen_ts = docs[0][i : i + size, None] == docs[1][None, keys]
-            tiles.append(
-                attend(q_tk[i : i + size], k_ks[:, keys], v_ks[:, keys], bias_ts, seen_ts)
-            )
+        for i in range(w // size):
+            seen = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *read[i : i + w // size + 1])
+            mask_ts = None
+            if new.docs is not None:
+                mask_ts = read[i + w // size].docs[:, None] == seen.docs[None]
+            tiles.append(attend(q_tk[i * size : (i + 1) * size], seen.k, seen.v, bias_ts, mask_ts))
         return jnp.concatenate(tiles, axis=0)
 
-    def flat(x: jax.Array) -> jax.Array:  # blocks of all problems in one row
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-    docs = None
-    if doc_njt is not None:
-        keys_njs = jnp.concatenate([doc_njs[:, :-1], doc_njs[:, 1:]], axis=2)
-        docs = (doc_njt.reshape(-1, w), keys_njs.reshape(-1, 2 * w))
-
-    def head(q, old_k, new_k, old_v, new_v, bias_ts):
-        body = _tiled(lambda *xs: block(*xs[:5], xs[5] if docs is not None else None, bias_ts))
-        return over(body, q, old_k, new_k, old_v, new_v, *(() if docs is None else (docs,)))
-
-    k_old, k_new = flat(k_hnjks[:, :, :-1]), flat(k_hnjks[:, :, 1:])
-    v_old, v_new = flat(v_hnjks[:, :, :-1]), flat(v_hnjks[:, :, 1:])
-    out = over(head, flat(q_hnjtk), k_old, k_new, v_old, v_new, bias_hts)
-    return out.reshape(q_hnjtk.shape)
+    if in_sequence():
+        return jax.lax.scan(
+            lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_ts)), before, (q_jtk, blocks)
+        )[1]
+    old = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), before, blocks)
+    return jax.vmap(block, in_axes=(0, 0, 0, None))(q_jtk, old, blocks, bias_ts)

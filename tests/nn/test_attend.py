@@ -7,7 +7,7 @@ import pytest
 
 from jaxlab.nn import attend
 from jaxlab.nn.decode import attend_one
-from jaxlab.nn.tiles import MASKED, attend_blocks, attend_heads, tile_size
+from jaxlab.nn.tiles import MASKED, Readable, attend_blocks, attend_heads, tile_size
 
 
 def softmax_attention(q, k, v, seen):
@@ -75,10 +75,12 @@ def test_blocks_see_one_window_of_their_own_document():
     size = tile_size(w)
     distances = w + np.arange(size)[:, None] - np.arange(w + size)[None]
     bias = np.where((distances >= 1) & (distances <= w), 0.0, MASKED)
-    got = jax.jit(attend_blocks)(
-        q, keys.swapaxes(-1, -2), values.swapaxes(-1, -2), np.broadcast_to(bias, (h, *bias.shape)),
-        doc_s[:, w:].reshape(n, j, w), doc_s.reshape(n, j + 1, w),
-    )
+    bias = np.broadcast_to(bias, (h, *bias.shape))
+    k_hnjks, v_hnjks = keys.swapaxes(-1, -2), values.swapaxes(-1, -2)
+    doc_njs = doc_s.reshape(n, j + 1, w)
+    before = Readable(k_hnjks[:, :, 0], v_hnjks[:, :, 0], doc_njs[:, 0])
+    blocks = Readable(k_hnjks[:, :, 1:], v_hnjks[:, :, 1:], doc_njs[:, 1:])
+    got = jax.jit(attend_blocks)(q, blocks, before, bias)
     t, s = np.arange(w, 4 * w)[:, None], np.arange(4 * w)[None]
     seen = (t - s >= 1) & (t - s <= w) & (doc_s[0, w:, None] == doc_s[0, None])
     flat = (x.reshape(h, n, -1, k) for x in (q, keys, values))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.nn.products import matmul
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plain(x, y, transpose_x, transpose_y):
+    return (x.T if transpose_x else x) @ (y.T if transpose_y else y)
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "transpose_x", "transpose_y"),
+    [(*sizes, *how) for sizes in [(3, 4, 5), (5, 4, 3)]
+     for how in itertools.product([False, True], repeat=2)],
+)
+def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
+    m, k, n, transpose_x, transpose_y
+):
+    x = numbers(k, m) if transpose_x else numbers(m, k)
+    y = numbers(n, k, seed=1) if transpose_y else numbers(k, n, seed=1)
+    ours = lambda x, y: jnp.sin(  # noqa: E731
+        matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    ).sum()
+    theirs = lambda x, y: jnp.sin(plain(x, y, transpose_x, transpose_y)).sum()  # noqa: E731
+    step = (numbers(*x.shape, seed=2), numbers(*y.shape, seed=3))
+
+    def derivatives(f):
+        gradient = jax.grad(f, argnums=(0, 1))
+        return jax.jvp(gradient, (x, y), step), jax.jvp(f, (x, y), step)
+
+    for got, want in zip(
+        jax.tree.leaves(jax.jit(lambda: derivatives(ours))()),
+        jax.tree.leaves(derivatives(theirs)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_one_factor_equals_a_loop():
+    x, y = numbers(3, 2, 4), numbers(4, 5, seed=1)
+    got = jax.vmap(matmul, in_axes=(0, None))(x, y)
+    np.testing.assert_allclose(got, jnp.stack([row @ y for row in x]), rtol=1e-5)
+
+
+def test_half_precision_is_summed_in_single():
+    x, y = numbers(2, 300).astype(jnp.bfloat16), numbers(300, 2, seed=1).astype(jnp.bfloat16)
+    got = matmul(x, y)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(
+        got, np.asarray(x, np.float32) @ np.asarray(y, np.float32), rtol=1e-4, atol=1e-4
+    )
