@@ -174,30 +174,33 @@ class Attention(RingDecoding, nnx.Module):
             q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
             old_k = self.position(old_k, np.arange(-w, 0))
         size = tile_size(w)
-        distances = np.arange(w + size - 1, -size, -1)
+        distances = np.arange(1 - size, w + size)
         nearest = 0 if self.include_self else 1
         inside = (distances >= nearest) & (distances < nearest + w)
-        bias_hts = by_distance(jnp.where(inside, self._bias(distances), MASKED), size)
+        bias_hst = by_distance(jnp.where(inside, self._bias(distances), MASKED), w + size)
         docs = segment.doc_bt.reshape(b, -1, w)
         blocks = Readable(self.key_blocks(k), self.key_blocks(v), docs)
         old = Readable(
             self.key_blocks(old_k)[:, :, 0], self.key_blocks(old_v)[:, :, 0], segment.remembered(w)
         )
-        out_hbjtk = attend_blocks(blocks_by_head(q, w), blocks, old, bias_hts)
+        out_hbjtk = attend_blocks(blocks_by_head(q, w), blocks, old, bias_hst)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
 
     def key_blocks(self, x_bshk: jax.Array) -> jax.Array:
-        """Keys or values [b, s, kv heads, k] to blocks [h, b, j, k, w], for each query head."""
-        x_hbjkw = jnp.swapaxes(blocks_by_head(x_bshk, self.window), -1, -2)
-        return jnp.repeat(x_hbjkw, self.num_heads // self.num_kv_heads, axis=0)
+        """Keys or values [b, s, kv heads, k] to blocks [h, b, j, w, k], for each query head."""
+        return self.shared(blocks_by_head(x_bshk, self.window))
 
-def by_distance(bias_hm: jax.Array, num_queries: int) -> jax.Array:
-    """Lays a bias for each distance out as [h, t, s], a row for each of t queries.
+    def shared(self, x_hn: jax.Array) -> jax.Array:
+        """Repeats the key and value heads, first axis, for the queries that share them."""
+        return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
+
+def by_distance(bias_hm: jax.Array, num_keys: int) -> jax.Array:
+    """Lays a bias for each distance out as [h, s, t], a row for each of s keys.
 
     Args:
-      bias_hm: [h, s + t - 1], from the largest distance (the last query, the first key) down to
-        the smallest (the first query, the last key), one less at each step.
-      num_queries: t.
+      bias_hm: [h, s + t - 1], from the smallest distance (the first query, the last key) up to
+        the largest (the last query, the first key), one more at each step.
+      num_keys: s.
 
     A row is the one before shifted by one. Written as a tiling and a reshape, it needs no gather.
 
@@ -205,10 +208,10 @@ def by_distance(bias_hm: jax.Array, num_queries: int) -> jax.Array:
     [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
     """
     h, length = bias_hm.shape
-    flat = jnp.broadcast_to(bias_hm[:, None], (h, num_queries, length)).reshape(h, -1)
-    end = num_queries - 1 + num_queries * (length - 1)
-    rows = flat[:, num_queries - 1 : end].reshape(h, num_queries, length - 1)
-    return rows[:, :, : length - num_queries + 1]
+    flat = jnp.broadcast_to(bias_hm[:, None], (h, num_keys, length)).reshape(h, -1)
+    end = num_keys - 1 + num_keys * (length - 1)
+    rows = flat[:, num_keys - 1 : end].reshape(h, num_keys, length - 1)
+    return rows[:, :, : length - num_keys + 1]
 
 
 def blocks_by_head(x_bthk: jax.Array, window: int) -> jax.Array:

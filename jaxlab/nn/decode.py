@@ -159,10 +159,10 @@ class RecurrentDecoding:
     def _next_state(self, cursor: Cursor, cache: Cache) -> jax.Array:
         distance_bs = cursor.distances(cache["keys"].shape[2])
         bias_bs = jnp.where(distance_bs <= cursor.length_b[:, None], 0.0, MASKED)
-        k_hbks, v_hbks = (
-            self.attention.shared(cache[name].transpose(1, 0, 3, 2)) for name in ("keys", "values")
+        k_hbsk, v_hbsk = (
+            self.attention.shared(cache[name].swapaxes(0, 1)) for name in ("keys", "values")
         )
-        return self.cell(cache["state"], k_hbks, v_hbks, bias_bs)[0]
+        return self.cell(cache["state"], k_hbsk, v_hbsk, bias_bs)[0]
 
     def _replace_state(self, cache: Cache, rows_b: jax.Array, state: Callable[[], Any]) -> Cache:
         """The cache with `state()` in the rows; computes nothing if there are none."""
@@ -174,7 +174,7 @@ class RecurrentDecoding:
         return {**cache, **jax.lax.cond(rows_b.any(), replace, lambda: old)}
 
     def _with_readout(self, state_brd: jax.Array) -> Cache:
-        keys, values = (x.transpose(1, 0, 3, 2) for x in self.cell.keys_values(state_brd))
+        keys, values = (x.swapaxes(0, 1) for x in self.cell.keys_values(state_brd))
         return {"state": state_brd, "state_keys": keys, "state_values": values}
 
 
@@ -183,7 +183,7 @@ def attend_one(
 ) -> jax.Array:
     """Attention of one query a row and head, [b, h, k]; query heads share key heads in turn.
 
-    It is `attend` for keys that lie as a ring holds them: transposing them would cost a copy.
+    It is `attend` for one query, whose products are too small for tiles.
     """
     b, n, _, k = k_bnsk.shape
     q_bngk = q_bhk.reshape(b, n, -1, k)

@@ -104,22 +104,22 @@ class BlockRecurrentCell(nnx.Module):
         self.num_states, self.width, self.dtype = num_states, width, dtype
 
     def keys_values(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of the state for its readers, [h, b, k, r] each."""
+        """Keys and values of the state for its readers, [h, b, r, k] each."""
         cn_brd = self._named(c_brd)
         return self._keys_values(cn_brd)
 
     def __call__(
-        self, c_brd: jax.Array, k_hbks: jax.Array, v_hbks: jax.Array, bias_bs: jax.Array
+        self, c_brd: jax.Array, k_hbsk: jax.Array, v_hbsk: jax.Array, bias_bs: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One block.
 
         Args:
           c_brd: the state before the block.
-          k_hbks, v_hbks: normalised keys, and values, of the tokens it reads, [h, b, k, s].
+          k_hbsk, v_hbsk: normalised keys, and values, of the tokens it reads, [h, b, s, k].
           bias_bs: 0 for tokens that are seen and `tiles.MASKED` for the others, [b, s].
 
         Returns:
-          The state after the block, and the (keys, values) [h, b, k, r] of the state before it,
+          The state after the block, and the (keys, values) [h, b, r, k] of the state before it,
           which the tokens of the block read.
         """
         cn_brd = self._named(c_brd)
@@ -127,7 +127,7 @@ class BlockRecurrentCell(nnx.Module):
         own = scale_queries(self.query(cn_brd), self.scale).transpose(2, 0, 1, 3)
         read = scale_queries(self.token_query(cn_brd), self.token_scale).transpose(2, 0, 1, 3)
         heads_hbrk = jnp.concatenate(
-            [attend_heads(own, keys, values), attend_heads(read, k_hbks, v_hbks, bias_bs)]
+            [attend_heads(own, keys, values), attend_heads(read, k_hbsk, v_hbsk, bias_bs)]
         )
         c_next_brd = self.update(c_brd, heads_hbrk.transpose(1, 2, 0, 3))
         return c_next_brd.astype(c_brd.dtype), (keys, values)
@@ -143,7 +143,7 @@ class BlockRecurrentCell(nnx.Module):
 
     def _keys_values(self, cn_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys, values = l2_normalise(self.key(cn_brd)), self.value(cn_brd)
-        return keys.transpose(2, 0, 3, 1), values.transpose(2, 0, 3, 1)
+        return keys.transpose(2, 0, 1, 3), values.transpose(2, 0, 1, 3)
 
 
 class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
@@ -200,7 +200,7 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         return {**self.attention.init_carry(batch_size), "state": state}
 
     def _scan(self, k, v, segment, carry):
-        """The state after all blocks, and its keys and values before each, [j, h, b, k, r]."""
+        """The state after all blocks, and its keys and values before each, [j, h, b, r, k]."""
         b, w = k.shape[0], self.attention.window
 
         def blocks(x_bshk: jax.Array) -> jax.Array:
@@ -216,11 +216,10 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
             doc_bw = new[2]
             fresh_b = doc_bw[:, 0] != before_b
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
-            k_hbks, v_hbks, doc_bs = jax.tree.map(
-                lambda a, b: jnp.concatenate([a, b], axis=-1), old, new
-            )
+            k_hbsk, v_hbsk = (jnp.concatenate(kv, axis=2) for kv in zip(old[:2], new[:2]))
+            doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
             bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
-            c_next, read = self.cell(c_brd, k_hbks, v_hbks, bias_bs)
+            c_next, read = self.cell(c_brd, k_hbsk, v_hbsk, bias_bs)
             split_b = doc_bw[:, 0] != doc_bw[:, -1]
             c_next = jnp.where(split_b[:, None, None], initial, c_next)
             return (c_next, doc_bw[:, -1], new), read
@@ -242,9 +241,9 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         q_hbjtk = blocks_by_head(q_bthk, w)
         h, b, j = q_hbjtk.shape[:3]
 
-        def flat(x_jhbkr: jax.Array) -> jax.Array:
-            x_hbjkr = x_jhbkr.transpose(1, 2, 0, 3, 4)
-            return x_hbjkr.reshape(h, b * j, *x_hbjkr.shape[3:])
+        def flat(x_jhbrk: jax.Array) -> jax.Array:
+            x_hbjrk = x_jhbrk.transpose(1, 2, 0, 3, 4)
+            return x_hbjrk.reshape(h, b * j, *x_hbjrk.shape[3:])
 
         q_hntk = q_hbjtk.reshape(h, b * j, w, -1)
         out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values))

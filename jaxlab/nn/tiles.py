@@ -4,7 +4,7 @@ A tile is a few queries against the keys that they may see, small enough to stay
 On a CPU tiles run one after another; on an accelerator they run as one batch. In the backward
 pass the weights of a tile are computed again, so no [t, s] array outlives its tile.
 
-Letters: t queries, s keys, k width of a head, h heads, n independent problems.
+Letters: t queries, s keys, k width of a head, h heads, n independent problems, j blocks.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ _tiled = functools.partial(
 
 def attend(
     q_tk: jax.Array,
-    k_ks: jax.Array,
-    v_ks: jax.Array,
-    bias_ts: jax.Array | None = None,
-    seen_ts: jax.Array | None = None,
+    k_sk: jax.Array,
+    v_sk: jax.Array,
+    bias_st: jax.Array | None = None,
+    seen_st: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of one head over one set of keys; queries come already scaled.
 
-    Keys and values lie with their width first: both this product and its derivatives then
-    run without a transposed copy of the weights.
+    The weights are laid out with a row for each key: there are more keys than queries, and a
+    product of many rows with a few columns runs fastest.
 
     Args:
       q_tk: queries [t, k].
-      k_ks: keys [k, s].
-      v_ks: values [k, s].
-      bias_ts: added to the logits, [t, s]; `MASKED` hides a key.
-      seen_ts: bool [t, s], which keys a query may see.
+      k_sk: keys [s, k].
+      v_sk: values [s, k].
+      bias_st: added to the logits, [s, t]; `MASKED` hides a key.
+      seen_st: bool [s, t], which keys a query may see.
 
     Returns:
       [t, k] in the dtype of the values; a query that sees no key gives zero.
     """
-    logits_ts = matmul(q_tk, k_ks)
-    if bias_ts is not None:
-        logits_ts += bias_ts
-    if seen_ts is not None:
-        logits_ts = jnp.where(seen_ts, logits_ts, MASKED)
-    top_t1 = jnp.maximum(logits_ts.max(axis=-1, keepdims=True), FLOOR)
-    top_t1 = checkpoint_name(jax.lax.stop_gradient(top_t1), "attend_top")
-    weights_ts = jnp.exp(logits_ts - top_t1)
-    total_t1 = weights_ts.sum(axis=-1, keepdims=True) + jnp.exp(FLOOR - top_t1)
-    values_tk = matmul(weights_ts.astype(v_ks.dtype), v_ks, transpose_y=True)
-    values_tk = checkpoint_name(values_tk, "attend_values")
-    total_t1 = checkpoint_name(total_t1, "attend_total")
-    return (values_tk / total_t1).astype(v_ks.dtype)
+    logits_st = matmul(k_sk, q_tk, transpose_y=True)
+    if bias_st is not None:
+        logits_st += bias_st
+    if seen_st is not None:
+        logits_st = jnp.where(seen_st, logits_st, MASKED)
+    top_1t = jnp.maximum(logits_st.max(axis=0, keepdims=True), FLOOR)
+    top_1t = checkpoint_name(jax.lax.stop_gradient(top_1t), "attend_top")
+    weights_st = jnp.exp(logits_st - top_1t)
+    total_1t = weights_st.sum(axis=0, keepdims=True) + jnp.exp(FLOOR - top_1t)
+    values_kt = matmul(v_sk, weights_st.astype(v_sk.dtype), transpose_x=True)
+    values_kt = checkpoint_name(values_kt, "attend_values")
+    total_1t = checkpoint_name(total_1t, "attend_total")
+    return (values_kt / total_1t).T.astype(v_sk.dtype)
 
 
 def tile_size(num_queries: int, most: int = TILE) -> int:
@@ -91,14 +91,14 @@ def over(function: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def attend_heads(
-    q_hntk: jax.Array, k_hnks: jax.Array, v_hnks: jax.Array, bias_ns: jax.Array | None = None
+    q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None
 ) -> jax.Array:
     """Attention of all queries over all keys, tile by tile, for h heads times n problems.
 
     Args:
       q_hntk: scaled queries [h, n, t, k].
-      k_hnks: keys [h, n, k, s].
-      v_hnks: values [h, n, k, s].
+      k_hnsk: keys [h, n, s, k].
+      v_hnsk: values [h, n, s, k].
       bias_ns: added to the logits of a key, [n, s]; `MASKED` hides it.
 
     Returns:
@@ -107,13 +107,13 @@ def attend_heads(
     t = q_hntk.shape[2]
     size = tile_size(t)
 
-    def one(q_tk: jax.Array, k_ks: jax.Array, v_ks: jax.Array, *bias_s: jax.Array) -> jax.Array:
-        bias_1s = bias_s[0][None] if bias_s else None
-        tiles = [attend(q_tk[i : i + size], k_ks, v_ks, bias_1s) for i in range(0, t, size)]
+    def one(q_tk: jax.Array, k_sk: jax.Array, v_sk: jax.Array, *bias_s: jax.Array) -> jax.Array:
+        bias_s1 = bias_s[0][:, None] if bias_s else None
+        tiles = [attend(q_tk[i : i + size], k_sk, v_sk, bias_s1) for i in range(0, t, size)]
         return jnp.concatenate(tiles, axis=0)
 
     biases = () if bias_ns is None else (bias_ns,)
-    return over(lambda *xs: over(_tiled(one), *xs, *biases), q_hntk, k_hnks, v_hnks)
+    return over(lambda *xs: over(_tiled(one), *xs, *biases), q_hntk, k_hnsk, v_hnsk)
 
 
 @jax.tree_util.register_dataclass
@@ -122,8 +122,8 @@ class Readable:
     """What queries may read: keys and values of tokens, and the documents these belong to.
 
     Attributes:
-      k: keys [..., k, s].
-      v: values [..., k, s].
+      k: keys [..., s, k].
+      v: values [..., s, k].
       docs: document numbers [..., s], without an axis of heads; None: there is only one document.
     """
 
@@ -133,7 +133,7 @@ class Readable:
 
 
 def attend_blocks(
-    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hts: jax.Array
+    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hst: jax.Array
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
 
@@ -142,49 +142,49 @@ def attend_blocks(
 
     Args:
       q_hnjtk: scaled queries of blocks 0..j-1, [h, n, j, w, k].
-      blocks: keys and values of the same tokens, [h, n, j, k, w]; a query sees the keys of its
+      blocks: keys and values of the same tokens, [h, n, j, w, k]; a query sees the keys of its
         own document.
-      before: those of the block before the first, [h, n, k, w].
-      bias_hts: [h, size, w + size] for `size = tile_size(w)` queries and the keys from w before the
+      before: those of the block before the first, [h, n, w, k].
+      bias_hst: [h, w + size, size] for `size = tile_size(w)` queries and the keys from w before the
         first of them: relative position bias, `MASKED` outside the window. The same for every tile.
 
     Returns:
       [h, n, j, w, k].
     """
 
-    def head(q_njtk: jax.Array, old: Any, new: Any, bias_ts: jax.Array) -> jax.Array:
+    def head(q_njtk: jax.Array, old: Any, new: Any, bias_st: jax.Array) -> jax.Array:
         def row(q_jtk: jax.Array, before: Readable, blocks: Readable) -> jax.Array:
-            return _attend_row(q_jtk, blocks, before, bias_ts)
+            return _attend_row(q_jtk, blocks, before, bias_st)
 
         return over(row, q_njtk, Readable(*old, before.docs), Readable(*new, blocks.docs))
 
-    return over(head, q_hnjtk, (before.k, before.v), (blocks.k, blocks.v), bias_hts)
+    return over(head, q_hnjtk, (before.k, before.v), (blocks.k, blocks.v), bias_hst)
 
 
 def _attend_row(
-    q_jtk: jax.Array, blocks: Readable, before: Readable, bias_ts: jax.Array
+    q_jtk: jax.Array, blocks: Readable, before: Readable, bias_st: jax.Array
 ) -> jax.Array:
     """`attend_blocks` of one head and one row."""
-    w, size = q_jtk.shape[1], bias_ts.shape[0]
+    w, size = q_jtk.shape[1], bias_st.shape[1]
 
     @_tiled
-    def block(q_tk: jax.Array, old: Readable, new: Readable, bias_ts: jax.Array) -> jax.Array:
+    def block(q_tk: jax.Array, old: Readable, new: Readable, bias_st: jax.Array) -> jax.Array:
         def pieces(x: Readable) -> list[Readable]:
-            return [jax.tree.map(lambda a: a[..., i : i + size], x) for i in range(0, w, size)]
+            return [jax.tree.map(lambda a: a[i : i + size], x) for i in range(0, w, size)]
 
         read = pieces(old) + pieces(new)
         tiles = []
         for i in range(w // size):
-            seen = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *read[i : i + w // size + 1])
-            mask_ts = None
-            if new.docs is not None:
-                mask_ts = read[i + w // size].docs[:, None] == seen.docs[None]
-            tiles.append(attend(q_tk[i * size : (i + 1) * size], seen.k, seen.v, bias_ts, mask_ts))
+            last = i + w // size
+            seen = jax.tree.map(lambda *x: jnp.concatenate(x), *read[i : last + 1])
+            mask_st = None if seen.docs is None else seen.docs[:, None] == read[last].docs
+            q = q_tk[i * size : (i + 1) * size]
+            tiles.append(attend(q, seen.k, seen.v, bias_st, mask_st))
         return jnp.concatenate(tiles, axis=0)
 
     if in_sequence():
         return jax.lax.scan(
-            lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_ts)), before, (q_jtk, blocks)
+            lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st)), before, (q_jtk, blocks)
         )[1]
     old = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), before, blocks)
-    return jax.vmap(block, in_axes=(0, 0, 0, None))(q_jtk, old, blocks, bias_ts)
+    return jax.vmap(block, in_axes=(0, 0, 0, None))(q_jtk, old, blocks, bias_st)

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+
+HUGE_PAGE = 2**21
 
 
 def reuse_memory() -> bool:
-    """Asks glibc to keep freed memory; returns whether it could.
+    """Asks glibc to keep freed memory, in huge pages; returns whether it keeps it.
 
     XLA's CPU client allocates the temporaries of a step anew at every step. By default glibc gives
     such large pieces back to the system at once, and each of their pages is faulted in again: a
-    tenth to a quarter of the time of a small training step. Elsewhere than on glibc it does
-    nothing. Call it before the first computation; the command line of the experiments does.
+    tenth to a quarter of the time of a small training step. Pages of 2 MiB, where the system
+    gives them to who asks, save a further twentieth to tenth, of looking up addresses. Elsewhere
+    than on glibc it does nothing. Call it before the first computation; the command line of the
+    experiments does.
     """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)
     if mallopt is None:  # musl has none
         return False
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h: M_*
-    never = 2**31 - 1
-    asked = ((mmap_threshold, never), (trim_threshold, never), (arena_max, 1))
-    return all([mallopt(option, value) for option, value in asked])
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h: M_*
+    asked = ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1))
+    kept = all([mallopt(option, value) for option, value in asked])
+    if kept:
+        _ask_for_huge_pages(libc, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+    return kept
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
+    """Advises the coming `size` bytes of the heap to lie in huge pages; takes no memory itself."""
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.malloc(size)
+    if start is None:  # a limit on address space: go on with small pages
+        return
+    first = -(-start // HUGE_PAGE) * HUGE_PAGE
+    madv_hugepage = 14  # sys/mman.h
+    libc.madvise(first, (start + size - first) // HUGE_PAGE * HUGE_PAGE, madv_hugepage)
+    libc.free(start)

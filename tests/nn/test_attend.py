@@ -28,7 +28,7 @@ def test_one_head_equals_a_softmax_over_what_is_seen(dtype):
     seen = np.random.default_rng(3).random((5, 7)) > 0.4
     seen[2] = False
     q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
-    got = attend(q, k.T, v.T, seen_ts=jnp.asarray(seen))
+    got = attend(q, k, v, seen_st=jnp.asarray(seen.T))
     assert got.dtype == dtype
     want = softmax_attention(q, k, v, seen)
     np.testing.assert_allclose(got, want, atol=1e-6 if dtype == jnp.float32 else 2e-2)
@@ -37,7 +37,7 @@ def test_one_head_equals_a_softmax_over_what_is_seen(dtype):
 def test_a_fully_hidden_row_gives_zero_and_no_gradient():
     q, k, v = numbers(2, 4), numbers(3, 4, seed=1), numbers(3, 4, seed=2)
     bias = jnp.array([[0.0] * 3, [MASKED] * 3])
-    got, pull = jax.vjp(lambda *x: attend(x[0], x[1].T, x[2].T, bias), q, k, v)
+    got, pull = jax.vjp(lambda *x: attend(*x, bias.T), q, k, v)
     assert (got[1] == 0).all() and (got[0] != 0).all()
     grads = pull(jnp.ones_like(got).at[0].set(0))
     assert all((grad == 0).all() for grad in grads)
@@ -46,7 +46,7 @@ def test_a_fully_hidden_row_gives_zero_and_no_gradient():
 def test_large_logits_do_not_overflow():
     q, k, v = 1e4 * numbers(2, 4), numbers(3, 4, seed=1), numbers(3, 4, seed=2)
     np.testing.assert_allclose(
-        attend(q, k.T, v.T), softmax_attention(q, k, v, True), atol=1e-6
+        attend(q, k, v), softmax_attention(q, k, v, True), atol=1e-6
     )
 
 
@@ -54,7 +54,7 @@ def test_heads_in_tiles_equal_one_softmax():
     q, k, v = numbers(2, 3, 8, 4), numbers(2, 3, 5, 4, seed=1), numbers(2, 3, 5, 4, seed=2)
     seen = np.random.default_rng(3).random((3, 5)) > 0.4
     bias = jnp.where(seen, 0.0, MASKED)
-    got = jax.jit(attend_heads)(q, k.swapaxes(-1, -2), v.swapaxes(-1, -2), bias)
+    got = jax.jit(attend_heads)(q, k, v, bias)
     np.testing.assert_allclose(got, softmax_attention(q, k, v, seen[None, :, None]), atol=1e-5)
 
 
@@ -75,11 +75,10 @@ def test_blocks_see_one_window_of_their_own_document():
     size = tile_size(w)
     distances = w + np.arange(size)[:, None] - np.arange(w + size)[None]
     bias = np.where((distances >= 1) & (distances <= w), 0.0, MASKED)
-    bias = np.broadcast_to(bias, (h, *bias.shape))
-    k_hnjks, v_hnjks = keys.swapaxes(-1, -2), values.swapaxes(-1, -2)
+    bias = np.broadcast_to(bias.T, (h, *bias.T.shape))
     doc_njs = doc_s.reshape(n, j + 1, w)
-    before = Readable(k_hnjks[:, :, 0], v_hnjks[:, :, 0], doc_njs[:, 0])
-    blocks = Readable(k_hnjks[:, :, 1:], v_hnjks[:, :, 1:], doc_njs[:, 1:])
+    before = Readable(keys[:, :, 0], values[:, :, 0], doc_njs[:, 0])
+    blocks = Readable(keys[:, :, 1:], values[:, :, 1:], doc_njs[:, 1:])
     got = jax.jit(attend_blocks)(q, blocks, before, bias)
     t, s = np.arange(w, 4 * w)[:, None], np.arange(4 * w)[None]
     seen = (t - s >= 1) & (t - s <= w) & (doc_s[0, w:, None] == doc_s[0, None])

@@ -19,8 +19,8 @@ def cell():
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
-    c, k, v = (rng.normal(size=s).astype(np.float32) for s in ((B, R, D), *[(H, B, K, S)] * 2))
-    return c, k / np.linalg.norm(k, axis=2, keepdims=True), v, np.zeros((B, S), np.float32)
+    c, k, v = (rng.normal(size=s).astype(np.float32) for s in ((B, R, D), *[(H, B, S, K)] * 2))
+    return c, k / np.linalg.norm(k, axis=3, keepdims=True), v, np.zeros((B, S), np.float32)
 
 
 def with_bias(cell, value):
@@ -51,7 +51,7 @@ def dense(cell, c, k_tokens, v_tokens, seen):
         return weights / weights.sum(-1, keepdims=True) @ v
 
     own = read(heads(cell.query), cell.scale, unit(heads(cell.key)), heads(cell.value), True)
-    k, v = (x.transpose(1, 0, 3, 2) for x in (k_tokens, v_tokens))
+    k, v = (x.transpose(1, 0, 2, 3) for x in (k_tokens, v_tokens))
     tokens = read(heads(cell.token_query), cell.token_scale, k, v, seen[:, None, None])
     both = np.concatenate([own, tokens], axis=1)
     z = np.einsum("bhrk,hkd->brd", both, np.asarray(cell.update.output.kernel[...], np.float64))
@@ -65,7 +65,7 @@ def test_one_block_equals_the_equations(cell):
     got, (keys, values) = run(cell, c, k, v, bias)
     np.testing.assert_allclose(got, dense(cell, c, k, v, bias == 0), atol=1e-5)
     for ours, same in zip((keys, values), cell.keys_values(c), strict=True):
-        assert ours.shape == (H, B, K, R)
+        assert ours.shape == (H, B, R, K)
         np.testing.assert_allclose(ours, same, atol=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_hidden_tokens_do_not_reach_the_state(cell):
     c, k, v, bias = inputs()
     bias[:, 3] = MASKED
     other = v.copy()
-    other[..., 3] += 10
+    other[:, :, 3] += 10
     np.testing.assert_array_equal(run(cell, c, k, v, bias)[0], run(cell, c, k, other, bias)[0])
 
 
