@@ -11,8 +11,17 @@ from flax import nnx
 
 from jaxlab.nn.initialisers import projection
 
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`; its derivative, 0 at 0, keeps the result instead of the input."""
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda tangent, result, _: jnp.where(result > 0, tangent, 0))
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
+    "relu": relu,
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
 }

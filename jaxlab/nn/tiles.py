@@ -112,8 +112,10 @@ def attend_heads(
         tiles = [attend(q_tk[i : i + size], k_sk, v_sk, bias_s1) for i in range(0, t, size)]
         return jnp.concatenate(tiles, axis=0)
 
-    biases = () if bias_ns is None else (bias_ns,)
-    return over(lambda *xs: over(_tiled(one), *xs, *biases), q_hntk, k_hnsk, v_hnsk)
+    h, n = q_hntk.shape[:2]
+    biases = () if bias_ns is None else (jnp.tile(bias_ns, (h, 1)),)
+    arrays = (x.reshape(h * n, *x.shape[2:]) for x in (q_hntk, k_hnsk, v_hnsk))
+    return over(_tiled(one), *arrays, *biases).reshape(q_hntk.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -152,13 +154,15 @@ def attend_blocks(
       [h, n, j, w, k].
     """
 
-    def head(q_njtk: jax.Array, old: Any, new: Any, bias_st: jax.Array) -> jax.Array:
-        def row(q_jtk: jax.Array, before: Readable, blocks: Readable) -> jax.Array:
-            return _attend_row(q_jtk, blocks, before, bias_st)
+    h, n = q_hnjtk.shape[:2]
 
-        return over(row, q_njtk, Readable(*old, before.docs), Readable(*new, blocks.docs))
+    def flat(x: Readable) -> Readable:  # every head of every row is a problem of its own
+        docs = None if x.docs is None else jnp.tile(x.docs, (h,) + (1,) * (x.docs.ndim - 1))
+        return Readable(x.k.reshape(h * n, *x.k.shape[2:]), x.v.reshape(h * n, *x.v.shape[2:]), docs)
 
-    return over(head, q_hnjtk, (before.k, before.v), (blocks.k, blocks.v), bias_hst)
+    q = q_hnjtk.reshape(h * n, *q_hnjtk.shape[2:])
+    out = over(_attend_row, q, flat(blocks), flat(before), jnp.repeat(bias_hst, n, axis=0))
+    return out.reshape(q_hnjtk.shape)
 
 
 def _attend_row(
