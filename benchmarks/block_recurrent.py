@@ -11,9 +11,10 @@ For each preset (forward and backward, float32, state carried, no optimiser):
 * `double_segment`: time of a step on segments twice as long, same window;
 * `compilations_after_first_step`: counted by jax itself.
 
-`--peer` runs a command that prints JSON lines with `preset` and `tokens_per_cpu_s`, on the same
-core, before and after ours, and adds the ratio to the better of its lines.
-Times are process CPU seconds, the least of `--steps`, variants taking turns.
+`--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
+and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
+and we take turns, `--rounds` times.
+Times are process CPU seconds, the least of `--steps` a round, variants taking turns.
 """
 
 from __future__ import annotations
@@ -36,35 +37,30 @@ def main() -> None:
     """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--peer", action="append", default=[], help="a command, see above")
+    parser.add_argument("--steps", type=int, default=4, help="of each variant in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", help="a command, see above")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, inherited by the peer
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    peers = [run_peer(command) for command in args.peer]
-    results = [measure(name, args.steps) for name in args.preset or sorted(PRESETS)]
-    peers += [run_peer(command) for command in args.peer]
-    for result in results:
-        theirs = [row for rows in peers for row in rows if row["preset"] == result["preset"]]
-        if theirs:
-            best = max(theirs, key=lambda row: row["tokens_per_cpu_s"])
-            result["peer"] = best.get("implementation")
-            result["peer_tokens_per_cpu_s"] = best["tokens_per_cpu_s"]
-            ratio = result["tokens_per_cpu_s"] / best["tokens_per_cpu_s"]
-            result["over_peer"] = round(ratio, 3)
-        print(json.dumps(result), flush=True)
+    for name in args.preset or sorted(PRESETS):
+        print(json.dumps(measure(name, args.steps, args.rounds, args.peer)), flush=True)
 
 
-def run_peer(command: str) -> list[dict]:
-    """The lines of JSON that a command prints about recurrent models."""
+def run_peer(command: str, preset: str) -> tuple[float, str]:
+    """Tokens per CPU-second of the best step that a command prints, and whose they are."""
     output = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
-    return [row for row in rows if row.get("recurrent", True)]
+    return max(
+        (row["tokens_per_step"] / min(row["cpu_s"]), row.get("implementation", command))
+        for row in rows
+        if row["preset"] == preset and row.get("recurrent", True)
+    )
 
 
-def measure(name: str, num_steps: int) -> dict:
-    """Times the variants of one preset in turns."""
+def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dict:
+    """Times the variants of one preset, and the peer, in turns."""
     import jax
     import jax.numpy as jnp
 
@@ -88,14 +84,24 @@ def measure(name: str, num_steps: int) -> dict:
         run()
     compilations.clear()
     seconds = {key: [] for key in runs}
-    for _ in range(num_steps):
+    peers = []
+    for _ in range(num_rounds):
+        if peer is not None:
+            peers.append(run_peer(peer, name))
         for key, (run, _) in runs.items():
-            start = time.process_time()
-            run()
-            seconds[key].append(time.process_time() - start)
+            for _ in range(num_steps):
+                start = time.process_time()
+                run()
+                seconds[key].append(time.process_time() - start)
     best = {key: min(times) for key, times in seconds.items()}
     tokens = preset["batch"] * preset["length"]
     product_flops = 2 * 2048**3 / best["product"]
+    theirs = {}
+    if peers:
+        rate, whose = max(peers)
+        ratio = tokens / best["recurrent"] / rate
+        theirs = {"peer": whose, "peer_tokens_per_cpu_s": round(rate, 1),
+                  "over_peer": round(ratio, 3)}
     return {
         "preset": name,
         **preset,
@@ -105,6 +111,7 @@ def measure(name: str, num_steps: int) -> dict:
         "matmul_share": round(runs["recurrent"][1] / best["recurrent"] / product_flops, 3),
         "recurrent_over_slide": round(best["recurrent"] / best["slide"], 3),
         "double_segment": round(best["double"] / best["recurrent"], 3),
+        **theirs,
         "compilations_after_first_step": len(compilations),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "cpu_s": {key: [round(t, 4) for t in times] for key, times in seconds.items()},

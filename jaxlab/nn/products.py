@@ -35,9 +35,13 @@ def matmul(
 
 def has_fast_derivative(x: jax.Array, y: jax.Array) -> bool:
     """Whether `matmul` is the primitive: both factors in float32, on one CPU device."""
+    return x.dtype == y.dtype == jnp.float32 and on_one_cpu_device()
+
+
+def on_one_cpu_device() -> bool:
+    """Whether what is traced here will run on one CPU device, and on no mesh of several."""
     mesh = jax.sharding.get_abstract_mesh()
-    single = x.dtype == y.dtype == jnp.float32
-    return single and jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
+    return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _product(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> jax.Array:

@@ -216,7 +216,7 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
             doc_bw = new[2]
             fresh_b = doc_bw[:, 0] != before_b
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
-            k_hbsk, v_hbsk = (jnp.concatenate(kv, axis=2) for kv in zip(old[:2], new[:2]))
+            k_hbsk, v_hbsk = (jnp.concatenate([old[i], new[i]], axis=2) for i in range(2))
             doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
             bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
             c_next, read = self.cell(c_brd, k_hbsk, v_hbsk, bias_bs)

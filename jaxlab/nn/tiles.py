@@ -1,7 +1,7 @@
 """Softmax attention in tiles: the one inner product of queries, keys and values of the house.
 
 A tile is a few queries against the keys that they may see, small enough to stay in the cache.
-On a CPU tiles run one after another; on an accelerator they run as one batch. In the backward
+On one CPU device tiles run one after another; elsewhere they run as one batch. In the backward
 pass the weights of a tile are computed again, so no [t, s] array outlives its tile.
 
 Letters: t queries, s keys, k width of a head, h heads, n independent problems, j blocks.
@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlab.nn.products import matmul
+from jaxlab.nn.products import matmul, on_one_cpu_device
 
 MASKED = -1e9  # added to the logits of keys that must not be seen
 FLOOR = -1000.0  # a key with this logit and a zero value always exists: an empty row gives zero
@@ -78,18 +76,6 @@ def tile_size(num_queries: int, most: int = TILE) -> int:
     return next(size for size in range(min(most, num_queries), 0, -1) if num_queries % size == 0)
 
 
-def in_sequence() -> bool:
-    """Whether tiles run one after another: on a CPU, whose cache holds one."""
-    return jax.default_backend() == "cpu"
-
-
-def over(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Applies `function` to every leading index: in sequence on a CPU, at once elsewhere."""
-    if in_sequence():
-        return jax.lax.map(lambda xs: function(*xs), arrays)
-    return jax.vmap(function)(*arrays)
-
-
 def attend_heads(
     q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None
 ) -> jax.Array:
@@ -112,10 +98,14 @@ def attend_heads(
         tiles = [attend(q_tk[i : i + size], k_sk, v_sk, bias_s1) for i in range(0, t, size)]
         return jnp.concatenate(tiles, axis=0)
 
+    arrays, shared = (q_hntk, k_hnsk, v_hnsk), () if bias_ns is None else (bias_ns,)
+    if not on_one_cpu_device():
+        head = jax.vmap(_tiled(one))
+        return jax.vmap(head, in_axes=(0, 0, 0, *(None for _ in shared)))(*arrays, *shared)
     h, n = q_hntk.shape[:2]
-    biases = () if bias_ns is None else (jnp.tile(bias_ns, (h, 1)),)
-    arrays = (x.reshape(h * n, *x.shape[2:]) for x in (q_hntk, k_hnsk, v_hnsk))
-    return over(_tiled(one), *arrays, *biases).reshape(q_hntk.shape)
+    arrays = tuple(x.reshape(h * n, *x.shape[2:]) for x in arrays)
+    shared = tuple(jnp.tile(x, (h, 1)) for x in shared)
+    return jax.lax.map(lambda xs: _tiled(one)(*xs), (*arrays, *shared)).reshape(q_hntk.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -139,8 +129,8 @@ def attend_blocks(
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
 
-    On a CPU the blocks of a row are read in order, each handing its keys to the next: no array
-    holds the keys twice.
+    On one CPU device the blocks of a row are read in order, each handing its keys to the next: no
+    array holds the keys twice.
 
     Args:
       q_hnjtk: scaled queries of blocks 0..j-1, [h, n, j, w, k].
@@ -153,16 +143,20 @@ def attend_blocks(
     Returns:
       [h, n, j, w, k].
     """
-
+    if not on_one_cpu_device():
+        of_head = Readable(0, 0, None)
+        head = jax.vmap(_attend_row, in_axes=(0, 0, 0, None))
+        return jax.vmap(head, in_axes=(0, of_head, of_head, 0))(q_hnjtk, blocks, before, bias_hst)
     h, n = q_hnjtk.shape[:2]
 
     def flat(x: Readable) -> Readable:  # every head of every row is a problem of its own
+        k, v = (a.reshape(h * n, *a.shape[2:]) for a in (x.k, x.v))
         docs = None if x.docs is None else jnp.tile(x.docs, (h,) + (1,) * (x.docs.ndim - 1))
-        return Readable(x.k.reshape(h * n, *x.k.shape[2:]), x.v.reshape(h * n, *x.v.shape[2:]), docs)
+        return Readable(k, v, docs)
 
     q = q_hnjtk.reshape(h * n, *q_hnjtk.shape[2:])
-    out = over(_attend_row, q, flat(blocks), flat(before), jnp.repeat(bias_hst, n, axis=0))
-    return out.reshape(q_hnjtk.shape)
+    problems = (q, flat(blocks), flat(before), jnp.repeat(bias_hst, n, axis=0))
+    return jax.lax.map(lambda xs: _attend_row(*xs), problems).reshape(q_hnjtk.shape)
 
 
 def _attend_row(
@@ -173,10 +167,10 @@ def _attend_row(
 
     @_tiled
     def block(q_tk: jax.Array, old: Readable, new: Readable, bias_st: jax.Array) -> jax.Array:
-        def pieces(x: Readable) -> list[Readable]:
-            return [jax.tree.map(lambda a: a[i : i + size], x) for i in range(0, w, size)]
+        def piece(x: Readable, i: int) -> Readable:
+            return jax.tree.map(lambda a: a[i * size : (i + 1) * size], x)
 
-        read = pieces(old) + pieces(new)
+        read = [piece(x, i) for x in (old, new) for i in range(w // size)]
         tiles = []
         for i in range(w // size):
             last = i + w // size
@@ -186,7 +180,7 @@ def _attend_row(
             tiles.append(attend(q, seen.k, seen.v, bias_st, mask_st))
         return jnp.concatenate(tiles, axis=0)
 
-    if in_sequence():
+    if on_one_cpu_device():
         return jax.lax.scan(
             lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st)), before, (q_jtk, blocks)
         )[1]

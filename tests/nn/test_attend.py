@@ -84,3 +84,23 @@ def test_blocks_see_one_window_of_their_own_document():
     seen = (t - s >= 1) & (t - s <= w) & (doc_s[0, w:, None] == doc_s[0, None])
     flat = (x.reshape(h, n, -1, k) for x in (q, keys, values))
     np.testing.assert_allclose(got.reshape(h, n, -1, k), softmax_attention(*flat, seen), atol=1e-5)
+
+
+def test_a_batch_for_several_devices_equals_one_device(monkeypatch):
+    h, n, j, w, k = 2, 3, 2, 4, 5
+    q, keys = numbers(h, n, j, w, k), numbers(h, n, j + 1, w, k, seed=1)
+    values, bias = numbers(h, n, j + 1, w, k, seed=2), numbers(h, 2 * w, w, seed=3)
+    docs = np.array([[0] * 12, [0] * 6 + [1] * 6, [-1] * 4 + [0] * 8]).reshape(n, j + 1, w)
+
+    def run(q, keys, values, bias):
+        before = Readable(keys[:, :, 0], values[:, :, 0], docs[:, 0])
+        blocks = Readable(keys[:, :, 1:], values[:, :, 1:], docs[:, 1:])
+        hidden = jnp.where(docs[:, 1] == 0, 0.0, MASKED)
+        heads = attend_heads(q[:, :, 0], keys[:, :, 1], values[:, :, 1], hidden)
+        return jnp.sin(attend_blocks(q, blocks, before, bias)).sum() + jnp.cos(heads).sum()
+
+    gradients = jax.value_and_grad(run, argnums=(0, 1, 2, 3))
+    one = jax.jit(lambda *args: gradients(*args))(q, keys, values, bias)
+    monkeypatch.setattr("jaxlab.nn.tiles.on_one_cpu_device", lambda: False)
+    several = jax.jit(lambda *args: gradients(*args))(q, keys, values, bias)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, several)
