@@ -26,6 +26,7 @@ import resource
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 
 PRESETS = {
     "d256": dict(width=256, head_dim=64, window=512, num_states=512, batch=2, length=2048),
@@ -37,8 +38,8 @@ def main() -> None:
     """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
-    parser.add_argument("--steps", type=int, default=4, help="of each variant in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=positive, default=4, help="of each variant in a round")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--peer", help="a command, see above")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
@@ -48,15 +49,45 @@ def main() -> None:
         print(json.dumps(measure(name, args.steps, args.rounds, args.peer)), flush=True)
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
 def run_peer(command: str, preset: str) -> tuple[float, str]:
     """Tokens per CPU-second of the best step that a command prints, and whose they are."""
-    output = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
-    return max(
+    done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rates = [
         (row["tokens_per_step"] / min(row["cpu_s"]), row.get("implementation", command))
         for row in rows
         if row["preset"] == preset and row.get("recurrent", True)
-    )
+    ]
+    if done.returncode or not rates:
+        raise SystemExit(
+            f"--peer ended with code {done.returncode} and {len(rates)} lines on preset {preset}"
+        )
+    return max(rates)
+
+
+def take_turns(
+    runs: dict[str, Callable[[], None]],
+    num_steps: int,
+    num_rounds: int,
+    between: Callable[[], None],
+) -> dict[str, list[float]]:
+    """CPU seconds of every step of every run; `between` is called before each round."""
+    seconds = {name: [] for name in runs}
+    for _ in range(num_rounds):
+        between()
+        for name, run in runs.items():
+            for _ in range(num_steps):
+                start = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - start)
+    return seconds
 
 
 def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dict:
@@ -74,41 +105,37 @@ def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dic
     preset = PRESETS[name]
     square = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(jnp.matmul)
-    runs = {
+    built = {
         "recurrent": build(preset, depth=4, recurrent=(2,)),
         "slide": build(preset, depth=5, recurrent=()),
         "double": build({**preset, "length": 2 * preset["length"]}, depth=4, recurrent=(2,)),
-        "product": (lambda: product(square, square).block_until_ready(), 0.0),
     }
-    for run, _ in runs.values():
+    runs = {key: run for key, (run, _) in built.items()}
+    runs["product"] = lambda: product(square, square).block_until_ready()
+    for run in runs.values():
         run()
     compilations.clear()
-    seconds = {key: [] for key in runs}
     peers = []
-    for _ in range(num_rounds):
-        if peer is not None:
-            peers.append(run_peer(peer, name))
-        for key, (run, _) in runs.items():
-            for _ in range(num_steps):
-                start = time.process_time()
-                run()
-                seconds[key].append(time.process_time() - start)
+    between = (lambda: None) if peer is None else lambda: peers.append(run_peer(peer, name))
+    seconds = take_turns(runs, num_steps, num_rounds, between)
     best = {key: min(times) for key, times in seconds.items()}
     tokens = preset["batch"] * preset["length"]
-    product_flops = 2 * 2048**3 / best["product"]
+    useful, product_flops = built["recurrent"][1] / best["recurrent"], 2 * 2048**3 / best["product"]
     theirs = {}
     if peers:
         rate, whose = max(peers)
-        ratio = tokens / best["recurrent"] / rate
-        theirs = {"peer": whose, "peer_tokens_per_cpu_s": round(rate, 1),
-                  "over_peer": round(ratio, 3)}
+        theirs = {
+            "peer": whose,
+            "peer_tokens_per_cpu_s": round(rate, 1),
+            "over_peer": round(tokens / best["recurrent"] / rate, 3),
+        }
     return {
         "preset": name,
         **preset,
         "tokens_per_cpu_s": round(tokens / best["recurrent"], 1),
-        "useful_gflops": round(runs["recurrent"][1] / best["recurrent"] / 1e9, 1),
+        "useful_gflops": round(useful / 1e9, 1),
         "matmul_gflops": round(product_flops / 1e9, 1),
-        "matmul_share": round(runs["recurrent"][1] / best["recurrent"] / product_flops, 3),
+        "matmul_share": round(useful / product_flops, 3),
         "recurrent_over_slide": round(best["recurrent"] / best["slide"], 3),
         "double_segment": round(best["double"] / best["recurrent"], 3),
         **theirs,

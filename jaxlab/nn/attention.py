@@ -194,6 +194,7 @@ class Attention(RingDecoding, nnx.Module):
         """Repeats the key and value heads, first axis, for the queries that share them."""
         return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
 
+
 def by_distance(bias_hm: jax.Array, num_keys: int) -> jax.Array:
     """Lays a bias for each distance out as [h, s, t], a row for each of s keys.
 

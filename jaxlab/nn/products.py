@@ -16,10 +16,11 @@ def matmul(
 ) -> jax.Array:
     """`op(x) @ op(y)` of matrices, `op` transposing where asked.
 
-    On one CPU device it is a bilinear primitive of our own, for one reason: XLA runs a product
-    that contracts the rows of both factors there at half of the speed of the others, so such a
-    derivative is computed from a transposed copy of its narrower factor. The primitive can be
-    differentiated any number of times in both modes, and batched. Elsewhere it is `dot_general`.
+    In float32 on one CPU device it is a bilinear primitive of our own, for one reason: XLA is slow
+    there at a product that contracts the rows of both factors, as the derivative by a kernel does,
+    so that is computed from a transposed copy of its narrower factor (`benchmarks/products.py`
+    measures it). The primitive can be differentiated any number of times in both modes, and
+    batched. Elsewhere it is `dot_general`.
 
     Args:
       x: [m, k], or [k, m] with `transpose_x`.
@@ -27,7 +28,15 @@ def matmul(
 
     Returns:
       [m, n] in float32, or in the dtype of the factors if that is wider.
+
+    Raises:
+      TypeError: inner sizes that differ.
     """
+    if x.shape[1 - transpose_x] != y.shape[transpose_y]:
+        raise TypeError(
+            f"matmul of {x.shape} and {y.shape} with transpose_x={transpose_x}, "
+            f"transpose_y={transpose_y}: the inner sizes differ"
+        )
     if has_fast_derivative(x, y):
         return _matmul_p.bind(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     return _product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)

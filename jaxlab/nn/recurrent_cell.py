@@ -212,9 +212,9 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         initial = self.cell.initial_state(b)
 
         def block(state, new):
-            c_brd, before_b, old = state
+            c_brd, old = state
             doc_bw = new[2]
-            fresh_b = doc_bw[:, 0] != before_b
+            fresh_b = doc_bw[:, 0] != old[2][:, -1]
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
             k_hbsk, v_hbsk = (jnp.concatenate([old[i], new[i]], axis=2) for i in range(2))
             doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
@@ -222,12 +222,11 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
             c_next, read = self.cell(c_brd, k_hbsk, v_hbsk, bias_bs)
             split_b = doc_bw[:, 0] != doc_bw[:, -1]
             c_next = jnp.where(split_b[:, None, None], initial, c_next)
-            return (c_next, doc_bw[:, -1], new), read
+            return (c_next, new), read
 
-        before_b = jnp.where(segment.length_b == 0, -1, 0)
-        start = (carry["state"].astype(initial.dtype), before_b, old)
+        start = (carry["state"].astype(initial.dtype), old)
         xs = (blocks(k), blocks(v), doc_jbw)
-        (state, *_), (state_keys, state_values) = jax.lax.scan(block, start, xs)
+        (state, _), (state_keys, state_values) = jax.lax.scan(block, start, xs)
         return state, state_keys, state_values
 
     def state_queries(self, x_btd: jax.Array) -> jax.Array:

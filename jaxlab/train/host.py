@@ -15,9 +15,8 @@ def reuse_memory() -> bool:
     XLA's CPU client allocates the temporaries of a step anew at every step. By default glibc gives
     such large pieces back to the system at once, and each of their pages is faulted in again: a
     tenth to a quarter of the time of a small training step. Pages of 2 MiB, where the system
-    gives them to who asks, save a further twentieth to tenth, of looking up addresses. Elsewhere
-    than on glibc it does nothing. Call it before the first computation; the command line of the
-    experiments does.
+    gives them to who asks, take less looking up of addresses. Elsewhere than on glibc it does
+    nothing. Call it before the first computation; the command line of the experiments does.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxlab.nn import MLP, Block, RMSNorm, dropout, l2_normalise, projection
+from jaxlab.nn.mlp import relu
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -22,6 +23,16 @@ def test_mlp_is_two_products_and_an_activation(gated):
 
     hidden = silu(x @ np.asarray(mlp.gate.kernel[...])) * (x @ up) if gated else silu(x @ up)
     np.testing.assert_allclose(mlp(x), hidden @ down, atol=1e-5)
+
+
+def test_relu_and_its_derivatives_are_those_of_jax():
+    x, direction = jnp.array([-2.0, 0.0, 3.0, jnp.nan]), jnp.array([1.0, 2.0, 3.0, 4.0])
+
+    def derivatives(relu):
+        gradient = jax.grad(lambda x: (relu(x) ** 3).sum())
+        return relu(x), gradient(x), jax.jvp(gradient, (x,), (direction,))[1]
+
+    jax.tree.map(np.testing.assert_array_equal, derivatives(relu), derivatives(jax.nn.relu))
 
 
 def test_norms_have_unit_size_and_keep_the_dtype():

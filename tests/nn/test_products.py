@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.core import make_mesh, use_mesh
 from jaxlab.nn.products import matmul
 
 
@@ -59,3 +60,22 @@ def test_half_precision_is_summed_in_single():
     np.testing.assert_allclose(
         got, np.asarray(x, np.float32) @ np.asarray(y, np.float32), rtol=1e-4, atol=1e-4
     )
+
+
+def slow_products(mesh):
+    """How many products of the gradient contract the rows of both factors."""
+    x, y = numbers(6, 4), numbers(4, 5, seed=1)
+    gradient = jax.grad(lambda x, y: jnp.sin(matmul(x, y)).sum(), argnums=(0, 1))
+    with use_mesh(mesh):
+        text = jax.jit(gradient).lower(x, y).as_text()
+    return text.count("contracting_dims = [0] x [0]")
+
+
+def test_one_device_is_spared_the_slow_product_and_several_get_the_plain_one():
+    assert slow_products(make_mesh(devices=jax.devices()[:1])) == 0
+    assert slow_products(make_mesh(devices=jax.devices()[:2])) == 1
+
+
+def test_inner_sizes_that_differ_are_named():
+    with pytest.raises(TypeError, match="inner sizes differ"):
+        matmul(numbers(2, 3), numbers(4, 5))
