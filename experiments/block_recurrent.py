@@ -29,7 +29,16 @@ from flax import nnx
 
 from configs.block_recurrent import DEFAULT, VARIANTS, Config, SampleConfig, windowed
 from jaxlab import data, evals, results, train
-from jaxlab.core import Params, View, from_dict, make_mesh, to_dict
+from jaxlab.core import (
+    Params,
+    View,
+    from_dict,
+    host_rows,
+    make_mesh,
+    on_main_host,
+    to_dict,
+    whole,
+)
 from jaxlab.evals import DocumentScores
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
@@ -44,7 +53,7 @@ TEXT = {RECURRENT: "", WINDOWED: "slide"}
 RECALL = {RECURRENT: "recall", WINDOWED: "recall_slide"}
 # Accuracies of the recall claims (chance is 1/16), and how much longer a step may take.
 RECALLED, AT_CHANCE, SLOWER = 0.95, 0.12, 1.10
-MAY_CHANGE = ("train.log_every", "train.save_every", "train.keep_last", "train.prefetch")
+MAY_CHANGE = tuple(f"{part}{f}" for part in ("train.", "recall.train.") for f in train.MAY_CHANGE)
 
 
 def run(config: Config, record: Record) -> None:
@@ -56,20 +65,21 @@ def run(config: Config, record: Record) -> None:
             claims, numbers = claims + more_claims, numbers | more_numbers
         command = train.repeat_command(record, VARIANTS, DEFAULT)
         record.write_results(claims, train.with_command(numbers, command))
-    draw(record)
-    print(closing_words(record))
+    on_main_host(lambda: draw(record))
+    on_main_host(lambda: print(closing_words(record)))
 
 
 def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]]:
     """Both models on text: claims and numbers; leaves a sample in the workdir."""
     window, limit = config.model.window, config.data.eval_tokens
+    mesh = make_mesh(config.train.mesh)
     tokenizer = config.tokenizer()
     source, held_out = config.data.open()
     if config.data.tokenizer == "bytes" and (found := data.find_invalid_utf8(source, 1000)):
         print(f"{found}: its bytes are read as they are")
     sizes = {
         "batch_size": config.train.batch_size, "segment_length": config.data.segment_length,
-        "align": window, "shard": (jax.process_index(), jax.process_count()),
+        "align": window, "rows": host_rows(config.train.batch_size, mesh),
     }
     walk = data.walk(held_out, tokenizer, **sizes, max_document_tokens=limit)
     texts = evaluated_texts(held_out, tokenizer, limit)
@@ -82,7 +92,7 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
         return evals.evaluate_documents(
             fitted.view, fitted.params, walk, init_carry=fitted.init_carry,
             edges=evals.doubling_edges(window, max(map(len, texts))),
-            mesh=make_mesh(config.train.mesh), **kwargs,
+            mesh=mesh, **kwargs,
         )
 
     fits, scores = {}, {}
@@ -96,8 +106,8 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
         scores[name] = score(fits[name])
     reset = functools.partial(fits[RECURRENT].view.apply, method="reset_states")
     scores[RESET] = score(fits[RECURRENT], before_segment=reset)
-    pieces = continuation(record, tokenizer, config.sample, config.train.seed)
-    sample_path(record).write_text(config.sample.prompt + "".join(pieces), encoding="utf-8")
+    trained = fits[RECURRENT].view.model(whole(fits[RECURRENT].params))
+    on_main_host(lambda: write_sample(record, trained, tokenizer, config))
     seconds, rates = (
         {name: typical(record, folder, f"time/{metric}") for name, folder in TEXT.items()}
         for metric in ("step_seconds", "tokens_per_second")
@@ -162,7 +172,8 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
     for name, model in models.items():
         fitted = fit(
             part(record, RECALL[name], model, recall.train), f"recall, {name}", model,
-            recall.train, task.stream(size, recall.train.seed),
+            recall.train,
+            task.stream(size, recall.train.seed, host_rows(size, make_mesh(recall.train.mesh))),
             size * task.num_blocks * task.block,
         )
         by_block = evals.accuracy_by_block(fitted.view, fitted.params, batch, task.block)
@@ -271,12 +282,12 @@ def typical(record: Record, folder: str, metric: str) -> float:
 
 
 def continuation(
-    record: Record, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int
+    model: TransformerLM, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt, which begins a document, up to the document's end."""
     prompt = np.concatenate([[tokenizer.boundary_id], tokenizer.encode(settings.prompt)])
     chunks = generate_stream(
-        train.load_model(record, TransformerLM), [prompt], num_tokens=settings.num_tokens,
+        model, [prompt], num_tokens=settings.num_tokens,
         key=jax.random.key(seed), temperature=settings.temperature, top_p=settings.top_p,
         stop_token=tokenizer.boundary_id, num_valid=tokenizer.num_tokens,
     )
@@ -290,9 +301,18 @@ def sample(
     tokenizer = from_dict(Config, record.config).tokenizer()
     settings = SampleConfig(prompt, num_tokens, temperature, top_p)
     print(prompt, end="", flush=True)
-    for piece in continuation(record, tokenizer, settings, seed):
+    model = train.load_model(record, TransformerLM)
+    for piece in continuation(model, tokenizer, settings, seed):
         print(piece, end="", flush=True)
     print()
+
+
+def write_sample(
+    record: Record, model: TransformerLM, tokenizer: data.Tokenizer, config: Config
+) -> None:
+    """Writes the report's sample."""
+    pieces = continuation(model, tokenizer, config.sample, config.train.seed)
+    sample_path(record).write_text(config.sample.prompt + "".join(pieces), encoding="utf-8")
 
 
 def sample_path(record: Record) -> Any:
@@ -385,14 +405,14 @@ def comparison(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
             "model": name,
             "bits per byte": numbers["bits per byte"][name],
             "parameters": numbers["parameters"][name],
-            "training tokens/s": whole(numbers["training tokens per second"][name]),
+            "training tokens/s": rounded(numbers["training tokens per second"][name]),
         }
         for name in TEXT
     ]
     return [*rows, {"model": XZ, "bits per byte": numbers["bits per byte"][XZ]}]
 
 
-def whole(value: float | None) -> int | None:
+def rounded(value: float | None) -> int | None:
     """A rate as a whole number; a lost one stays lost."""
     return None if value is None else round(value)
 

@@ -14,8 +14,8 @@ from jaxlab.data.framing import (
     Framed,
     FramedDocuments,
     HostBatch,
+    checked_rows,
     require_not_negative,
-    rows_of_host,
 )
 from jaxlab.data.sources import Source, source_fingerprint
 from jaxlab.data.state import State, require_same_stream
@@ -61,7 +61,7 @@ class DocumentStream:
         align: documents start at multiples of this; it divides `segment_length`.
         seed: the order of documents.
         shuffle: False reads every epoch in the source's order.
-        shard: (host, number of hosts); the host gets an equal, contiguous part of the rows.
+        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
         cache_bytes: bound on the tokenised documents that are kept beside those being read.
 
     Raises:
@@ -71,10 +71,10 @@ class DocumentStream:
 
     def __init__(
         self, source: Source, tokenizer: Tokenizer, *, batch_size: int, segment_length: int,
-        align: int = 1, seed: int = 0, shuffle: bool = True, shard: tuple[int, int] = (0, 1),
+        align: int = 1, seed: int = 0, shuffle: bool = True, rows: Sequence[int] | None = None,
         cache_bytes: int = 1 << 27,
     ):
-        self.rows = rows_of_host(batch_size, segment_length, align, shard)
+        self.rows = checked_rows(batch_size, segment_length, align, rows)
         require_not_negative(seed=seed)
         self.batch_size, self.segment_length, self.align = batch_size, segment_length, align
         self._documents = FramedDocuments(source, tokenizer, align, cache_bytes)
@@ -210,11 +210,21 @@ def document_order(num_documents: int, seed: int, epoch: int) -> npt.NDArray[np.
 def join_states(states: Sequence[State]) -> State:
     """Joins the states that all hosts saved at one step into one that any number of hosts restores.
 
+    States without `rows` are of streams that stand at one place on every host, and are equal.
+
     Raises:
-        UsageError: no state, or states of different streams.
+        UsageError: no state, states of different streams, or states that differ without `rows`.
     """
     if not states:
         raise UsageError("no data state to join; pass the states of all hosts")
-    for state in states[1:]:
+    if all(state == states[0] for state in states):
+        return states[0]
+    for state in states:
+        if "rows" not in state:
+            raise UsageError(
+                f"the data states of two hosts differ and have no rows: {state} and {states[0]}; "
+                "a stream must stand at one place on all hosts, or tell its rows"
+            )
         require_same_stream(state, states[0]["stream"])
-    return {**states[0], "rows": sorted(row for state in states for row in state["rows"])}
+    rows = {row[0]: row for state in states for row in state["rows"]}
+    return {**states[0], "rows": [rows[number] for number in sorted(rows)]}

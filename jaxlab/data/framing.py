@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -116,31 +117,29 @@ class FramedDocuments:
             self._kept_bytes -= self._kept.popitem(last=False)[1].ids.nbytes
 
 
-def rows_of_host(
-    batch_size: int, segment_length: int, align: int, shard: tuple[int, int]
-) -> range:
-    """Returns the rows of the global batch that host `shard[0]` of `shard[1]` reads.
+def checked_rows(
+    batch_size: int, segment_length: int, align: int, rows: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Returns the rows of the global batch that are read: `rows`, or all of them.
 
     Raises:
-        UsageError: a size below 1, a segment that `align` does not divide, or a batch that the
-            hosts do not divide.
+        UsageError: a size below 1, a segment that `align` does not divide, or rows that do not
+            ascend within the batch.
     """
     require_positive(batch_size=batch_size, segment_length=segment_length, align=align)
-    host, num_hosts = shard
-    if not 0 <= host < num_hosts:
-        raise UsageError(f"shard={shard}; expected (host, number of hosts) with 0 <= host < number")
     if segment_length % align:
         raise UsageError(
             f"segment_length={segment_length} is not a multiple of align={align}; nearest: "
             f"{_nearest_multiples(segment_length, align)}"
         )
-    if batch_size % num_hosts:
+    rows = tuple(range(batch_size) if rows is None else rows)
+    inside = [-1, *rows, batch_size]
+    if not rows or any(a >= b for a, b in zip(inside, inside[1:], strict=False)):
         raise UsageError(
-            f"batch_size={batch_size} does not divide over {num_hosts} hosts; nearest: "
-            f"{_nearest_multiples(batch_size, num_hosts)}"
+            f"rows={rows}; expected rows of a batch of {batch_size}, ascending from 0 to "
+            f"{batch_size - 1}"
         )
-    local = batch_size // num_hosts
-    return range(host * local, (host + 1) * local)
+    return rows
 
 
 def require_positive(**sizes: int) -> None:

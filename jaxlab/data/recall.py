@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
-from jaxlab.data.framing import HostBatch, require_not_negative, require_positive, rows_of_host
+from jaxlab.data.framing import HostBatch, checked_rows, require_not_negative, require_positive
 from jaxlab.data.state import State, require_same_stream
 
 
@@ -66,10 +66,10 @@ class RecallTask:
         return self.num_values + self.num_keys + self.num_fillers + 1
 
     def stream(
-        self, batch_size: int, seed: int = 0, shard: tuple[int, int] = (0, 1)
+        self, batch_size: int, seed: int = 0, rows: Sequence[int] | None = None
     ) -> RecallStream:
         """Returns an infinite stream of fresh sequences; see `RecallStream`."""
-        return RecallStream(self, batch_size, seed, shard)
+        return RecallStream(self, batch_size, seed, rows)
 
     def batch(
         self, seed: int, index: int, batch_size: int, num_blocks: int | None = None
@@ -142,13 +142,15 @@ class RecallTask:
 class RecallStream:
     """Infinite iterator of `RecallTask.batch`, with a position that can be saved and restored.
 
-    Batch number i depends only on the task, `seed`, i and the global `batch_size`; a host gets its
-    equal, contiguous part of the rows.
+    Batch number i depends only on the task, `seed`, i and the global `batch_size`; a host gets the
+    `rows` it asks for, by default all.
     """
 
-    def __init__(self, task: RecallTask, batch_size: int, seed: int, shard: tuple[int, int]):
+    def __init__(
+        self, task: RecallTask, batch_size: int, seed: int, rows: Sequence[int] | None = None
+    ):
         self.task, self.batch_size = task, batch_size
-        self.rows = rows_of_host(batch_size, task.num_blocks * task.block, task.block, shard)
+        self.rows = checked_rows(batch_size, task.num_blocks * task.block, task.block, rows)
         require_not_negative(seed=seed)
         self._seed, self._next = seed, 0
         self._identity = {**dataclasses.asdict(task), "batch_size": batch_size, "seed": seed}
@@ -159,7 +161,7 @@ class RecallStream:
     def __next__(self) -> HostBatch:
         batch = self.task.batch(self._seed, self._next, self.batch_size)
         self._next += 1
-        return {name: array[self.rows.start : self.rows.stop] for name, array in batch.items()}
+        return {name: array[list(self.rows)] for name, array in batch.items()}
 
     def state(self) -> State:
         """Returns the number of the next batch and what identifies the stream, as plain JSON."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jaxlab.core import UsageError
-from jaxlab.data.framing import FramedDocuments, HostBatch, require_positive, rows_of_host
+from jaxlab.data.framing import FramedDocuments, HostBatch, checked_rows, require_positive
 from jaxlab.data.sources import Source
 from jaxlab.data.tokenizers import Tokenizer
 
@@ -83,7 +83,7 @@ class Walk:
 
 def walk(
     source: Source, tokenizer: Tokenizer, *, batch_size: int, segment_length: int, align: int = 1,
-    max_document_tokens: int | None = None, shard: tuple[int, int] = (0, 1),
+    max_document_tokens: int | None = None, rows: Sequence[int] | None = None,
     cache_bytes: int = 1 << 27,
 ) -> Walk:
     """Plans a walk in which each document of `source` is read whole and exactly once.
@@ -99,13 +99,13 @@ def walk(
         align: documents start at multiples of this; it divides `segment_length`.
         max_document_tokens: only so many first tokens of each document; a document that is cut off
             has no end to predict.
-        shard: (host, number of hosts); the host gets an equal, contiguous part of the rows.
+        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
         cache_bytes: bound on the tokenised documents that are kept.
 
     Raises:
         UsageError: sizes that do not fit each other, or no document with text.
     """
-    rows = rows_of_host(batch_size, segment_length, align, shard)
+    rows = checked_rows(batch_size, segment_length, align, rows)
     if max_document_tokens is not None:
         require_positive(max_document_tokens=max_document_tokens)
     documents = FramedDocuments(source, tokenizer, align, cache_bytes, max_document_tokens)
@@ -124,7 +124,7 @@ def walk(
     return Walk(
         segment_length=segment_length, num_batches=-(-longest // segment_length),
         num_targets=num_targets, num_bytes=num_bytes, num_documents=len(lengths),
-        _documents=documents, _plan=tuple(plan[rows.start : rows.stop]),
+        _documents=documents, _plan=tuple(plan[row] for row in rows),
         _boundary_id=tokenizer.boundary_id,
     )
 

@@ -20,7 +20,13 @@ from jaxlab.core import (
     UsageError,
     View,
     batch_sharding,
+    constrain,
+    gather,
+    host_rows,
     make_mesh,
+    owned_rows,
+    place_rows,
+    rows_on_host,
     use_mesh,
 )
 from jaxlab.data import Prefetch
@@ -115,12 +121,14 @@ def evaluate_documents(
 ) -> DocumentScores:
     """Scores every document of a walk, with the carry going on from segment to segment.
 
+    With several hosts each reads its rows of the walk, and all get the scores of all documents.
+
     Args:
       view: the model; called as `(tokens_bt, carry, start_bt) -> (logits_btv, carry)`. One view
         compiles once for one shape, however often it is evaluated.
       params: `{path: array}`.
       batches: a `Walk`. A batch has `inputs`, `targets`, `mask`, `start`, `position` and `index`,
-        all [b, t] and all of one shape.
+        all [b, t] and all of one shape; b are the rows of this host, see `core.host_rows`.
       init_carry: makes the carry of so many rows.
       edges: where the bins of document positions begin, ascending from 0.
       before_segment: `(params, carry) -> carry`, applied before every batch: a control, such as
@@ -139,13 +147,15 @@ def evaluate_documents(
     with Prefetch(_Once(batches), transfer=_placed(mesh, rules)) as ahead, use_mesh(mesh, rules):
         for host, batch in ahead:
             if carry is None:
-                carry = jax.device_put(init_carry(len(host["mask"])), batch_sharding(mesh, rules))
+                carry = place_rows(init_carry(len(host["mask"])), batch_sharding(mesh, rules))
+                owned = owned_rows(host_rows(len(batch["inputs"]), mesh, rules))
             nats_bt, carry = _score(view, rules, params, batch, change(params, carry))
-            counted = host["mask"]
-            nats = np.asarray(nats_bt, np.float64)[counted]
+            counted = host["mask"] & owned[:, None]
+            nats = rows_on_host(nats_bt).astype(np.float64)[counted]
             place = np.searchsorted(edges, host["position"][counted], side="right") - 1
             bins.add(place, nats)
             documents.add(host["index"][counted], nats)
+    bins, documents = bins.over_hosts(), documents.over_hosts()
     if not documents.counts.size:
         raise UsageError("no token counts in these batches; pass documents with text")
     kept = np.flatnonzero(documents.counts)
@@ -163,7 +173,8 @@ def _score(
 ) -> tuple[jax.Array, Any]:
     """Nats [b, t] and the next carry. `rules` are those in force: one program for each of them."""
     logits_btv, carry = view.apply(params, batch["inputs"], carry, batch["start"])
-    return token_nats(logits_btv, batch["targets"]), carry
+    # Every host reads whole rows.
+    return constrain(token_nats(logits_btv, batch["targets"]), "batch", None), carry
 
 
 class _Sums:
@@ -176,6 +187,16 @@ class _Sums:
         size = max(len(self.nats), int(numbers.max(initial=-1)) + 1)
         self.nats = self.nats_of(size) + np.bincount(numbers, nats, size)
         self.counts = self.counts_of(size) + np.bincount(numbers, minlength=size)
+
+    def over_hosts(self) -> _Sums:
+        """The sums of all hosts; all of them must call it."""
+        total = _Sums()
+        for nats, counts in gather([self.nats.tolist(), self.counts.tolist()]):
+            size = max(len(total.nats), len(nats))
+            total.nats, total.counts = total.nats_of(size), total.counts_of(size)
+            total.nats[: len(nats)] += nats
+            total.counts[: len(counts)] += np.array(counts, np.int64)
+        return total
 
     def nats_of(self, size: int) -> np.ndarray:
         return np.pad(self.nats, (0, size - len(self.nats)))
@@ -209,7 +230,7 @@ def _placed(mesh: Mesh, rules: Rules) -> Callable[[Any], tuple[Any, Batch]]:
 
     def place(batch: Any) -> tuple[Any, Batch]:
         needed = {name: batch[name] for name in ("inputs", "targets", "start")}
-        return batch, jax.device_put(needed, rows)
+        return batch, place_rows(needed, rows)
 
     return place
 

@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 
-from jaxlab.core import Batch, Params, UsageError, View
+from jaxlab.core import Batch, Params, UsageError, View, whole
 
 
 def accuracy_by_block(view: View, params: Params, batch: Batch, block: int) -> np.ndarray:
@@ -30,7 +30,8 @@ def accuracy_by_block(view: View, params: Params, batch: Batch, block: int) -> n
     if block < 1 or length % block:
         raise UsageError(f"block={block}; expected a divisor of the sequence, which is {length}")
     mask = np.asarray(batch["mask"])
-    hits = np.asarray(_hits(view, params, {k: batch[k] for k in ("inputs", "targets", "start")}))
+    needed = {name: batch[name] for name in ("inputs", "targets", "start")}
+    hits = np.asarray(whole(_hits(view, params, needed)))
     blocks = np.asarray(batch["position"])[mask] // block
     size = length // block
     counts = np.bincount(blocks, minlength=size)

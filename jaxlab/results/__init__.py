@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxlab.results import figures as figures
 from jaxlab.results.metrics import MetricWriter as MetricWriter
+from jaxlab.results.metrics import NoMetrics as NoMetrics
 from jaxlab.results.metrics import read_metrics as read_metrics
 from jaxlab.results.record import Claim as Claim
 from jaxlab.results.record import Record as Record

@@ -147,6 +147,22 @@ class MetricWriter:
             self._events = None
 
 
+class NoMetrics:
+    """Takes rows and keeps none: the writer of the hosts that do not write."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def truncate(self, step: int) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+
 def _scalar(name: str, value: Any) -> int | float:
     if "/" not in name:
         raise UsageError(f"metric {name!r} has no split; name it like 'train/{name}'")

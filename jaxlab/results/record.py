@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import UsageError, nearest
+from jaxlab.core import UsageError, is_main_host, nearest, on_main_host
 from jaxlab.results.differences import differences, flatten, listed, matches
 from jaxlab.results.environment import current_environment
 from jaxlab.results.metrics import METRICS_FILE, read_metrics
@@ -81,6 +81,8 @@ class Record:
     ) -> Record:
         """Begins a run in `workdir`, or takes up the run that is there.
 
+        With several hosts all of them call it, and the main one writes.
+
         Args:
           workdir: folder of the run; made when missing.
           experiment: name of the study.
@@ -96,13 +98,7 @@ class Record:
             cannot, or when the folder holds a run with another experiment, variant or config.
         """
         record = cls(pathlib.Path(workdir), experiment, variant, paper, _plain_config(config))
-        _make_folder(record.workdir)
-        if record._config_path.exists():
-            changes = _differences(cls.open(workdir), record)
-            _refuse(changes, ignore, os.fspath(workdir))
-            if changes:
-                record.results_path.unlink(missing_ok=True)
-        replace_json(record._config_path, record._header() | {"config": record.config})
+        on_main_host(lambda: record._begin(ignore))
         return record
 
     @classmethod
@@ -223,6 +219,8 @@ class Record:
     def write_results(self, claims: Iterable[Claim], numbers: Mapping[str, Any]) -> pathlib.Path:
         """Writes results.json, whole or not at all; from then on the run is complete.
 
+        On hosts other than the main one it writes nothing.
+
         Args:
           claims: the paper's claims with what was measured, those that do not hold included.
           numbers: values by name; a value may be `{"value": ..., "command": ...}` with the command
@@ -241,7 +239,16 @@ class Record:
             "numbers": numbers,
             "environment": current_environment(),
         }
-        return replace_json(self.results_path, results)
+        return replace_json(self.results_path, results) if is_main_host() else self.results_path
+
+    def _begin(self, ignore: Sequence[str]) -> None:
+        _make_folder(self.workdir)
+        if self._config_path.exists():
+            changes = _differences(Record.open(self.workdir), self)
+            _refuse(changes, ignore, os.fspath(self.workdir))
+            if changes:
+                self.results_path.unlink(missing_ok=True)
+        replace_json(self._config_path, self._header() | {"config": self.config})
 
     @property
     def _config_path(self) -> pathlib.Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxlab.train.checkpoints import Checkpoints as Checkpoints
 from jaxlab.train.checkpoints import Restored as Restored
 from jaxlab.train.command_line import main as main
+from jaxlab.train.connect import connect as connect
 from jaxlab.train.hooks import Evaluate as Evaluate
 from jaxlab.train.hooks import Hook as Hook
 from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
@@ -37,15 +38,17 @@ from jaxlab.train.stopping import StopOnNaN as StopOnNaN
 from jaxlab.train.stopping import StopOnSignal as StopOnSignal
 from jaxlab.train.stopping import TrainingDiverged as TrainingDiverged
 from jaxlab.train.stopping import TrainingInterrupted as TrainingInterrupted
+from jaxlab.train.training import MAY_CHANGE as MAY_CHANGE
 from jaxlab.train.training import TrainConfig as TrainConfig
 from jaxlab.train.training import describe as describe
 from jaxlab.train.training import run_training as run_training
 
 __all__ = [
-    "Build", "Checkpoints", "Evaluate", "Hook", "LogMetrics", "OptimizerConfig", "ProgressBar",
+    "MAY_CHANGE", "Build", "Checkpoints", "Evaluate", "Hook", "LogMetrics", "OptimizerConfig",
+    "ProgressBar",
     "Restored", "Run", "SaveCheckpoint", "Seconds", "StatePlan", "Step", "StopOnNaN",
     "StopOnSignal", "TrainConfig", "TrainState", "TrainingDiverged", "TrainingInterrupted",
-    "Writer", "build_optimizer", "describe", "fit", "init_state", "load_model", "main",
+    "Writer", "build_optimizer", "connect", "describe", "fit", "init_state", "load_model", "main",
     "make_eval", "make_step", "metric_names", "plan_state", "python_command", "repeat_command",
     "restore_params", "reuse_memory",
     "run_training", "schedule", "values_of", "with_command",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxlab import __version__
-from jaxlab.core import Params, UsageError
+from jaxlab.core import Params, UsageError, gather, nearest, on_main_host
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
     carry_has_other_rows,
@@ -61,40 +62,51 @@ class Checkpoints:
       keep_last: how many of the newest are kept; the newest is never deleted before the next one
         is whole.
       keep_every: keep those of steps that are multiples of this as well.
+      keep_best: keep as many of the best as well, by `best_metric`; those saved without it don't
+        count.
+      best_metric: the name of a metric, by `split/name`.
+      best_mode: whether less (`min`) or more (`max`) of it is better.
       read_only: never write, delete or move anything.
 
     Raises:
-      UsageError: `keep_last` or `keep_every` below 1; a folder that cannot be made.
+      UsageError: a number to keep below 1; `keep_best` without a metric, or the other way round; a
+        folder that cannot be made.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int | None = None,
-        read_only: bool = False,
+        keep_best: int | None = None, best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min", read_only: bool = False,
     ):
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+        numbers = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}; expected 1 or more")
+        if (keep_best is None) != (best_metric is None):
+            raise UsageError(
+                f"keep_best={keep_best} and best_metric={best_metric!r}; give both, e.g. 1 and "
+                "'held_out/bits_per_byte', or neither"
+            )
+        self._metric, self._sign = best_metric, -1.0 if best_mode == "min" else 1.0
         self.folder = pathlib.Path(folder).absolute()
         self._read_only = read_only
         if not read_only:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(
-                    f"checkpoint folder {os.fspath(folder)!r} cannot be made ({error.strerror}); "
-                    "give a workdir that can be written"
-                ) from None
-        self._manager = _open_manager(self.folder, keep_last, keep_every, read_only)
+            on_main_host(lambda: _make_folder(self.folder))
+        self._manager = _open_manager(self.folder, keep_last, keep_every, keep_best, read_only)
 
     def save(
-        self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None
+        self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None,
+        measured: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves the state under its step; returns when the devices' arrays are copied.
+
+        With several hosts all of them call it, and each writes its part of the arrays.
 
         Args:
           state: may be donated as soon as this returns.
           data_state: the place in the data that belongs to it, as plain JSON.
           meta: what tells this run from others, as plain JSON; the version is added.
+          measured: metrics by `split/name`, with `best_metric` among them where it is known.
         """
         from orbax.checkpoint import args
 
@@ -104,12 +116,15 @@ class Checkpoints:
             "leaves": leaves_of(items),
             "checksums": checksums_of(items),
         }
+        rank = self._rank(measured or {}, int(state.step))
         arrays = {name: args.StandardSave(item) for name, item in items.items()}
         self._manager.save(
             int(state.step),
             args=args.Composite(
                 **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
             ),
+            # The manager ranks from worst to best by this.
+            metrics=None if rank is None else {"rank": rank},
         )
 
     def restore(self, target: TrainState) -> Restored | None:
@@ -173,6 +188,12 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
+    def best_step(self) -> int | None:
+        """The step of the checkpoint that is best by the metric it was saved with, or None."""
+        ranks = {step: self._manager.metrics(step) for step in self._steps()}
+        known = {step: rank["rank"] for step, rank in ranks.items() if rank}
+        return max(known, key=lambda step: known[step], default=None)
+
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong in writing it."""
         self._manager.wait_until_finished()
@@ -195,17 +216,23 @@ class Checkpoints:
     ) -> tuple[int, Any] | None:
         steps = sorted(self._steps() if steps is None else steps, reverse=True)
         for step in steps:
+            found, reason = None, None
             try:
-                return step, read(step)
+                found = read(step)
             except UsageError:
                 raise
             # Whatever orbax raises over damaged files, of which there are many kinds.
             except Exception as error:
-                reason = " ".join(str(error).split())[:150] or "no reason given"
-                log.warning(
-                    "checkpoint of step %d in %s cannot be read, trying an older one: %s: %s",
-                    step, self._where(), type(error).__name__, reason,
-                )
+                words = " ".join(str(error).split())[:150] or "no reason given"
+                reason = f"{type(error).__name__}: {words}"
+            # One host may read what another cannot: all take the same checkpoint.
+            reasons = self._together(reason)
+            if not reasons:
+                return step, found
+            log.warning(
+                "checkpoint of step %d in %s cannot be read, trying an older one: %s",
+                step, self._where(), reasons[0],
+            )
         if steps:
             raise UsageError(
                 f"none of the checkpoints {steps} in {self._where()} can be read; move the folder "
@@ -242,6 +269,22 @@ class Checkpoints:
                 raise OSError(f"{path} is not what was saved")
         return found
 
+    def _rank(self, measured: Mapping[str, Any], step: int) -> float | None:
+        if self._metric is None:
+            return None
+        value = float(measured.get(self._metric, math.nan))
+        if math.isfinite(value):
+            return self._sign * value
+        log.warning(
+            "the checkpoint of step %d has no %s and is none of the best%s; measured so far: %s",
+            step, self._metric, nearest(self._metric, measured), ", ".join(measured) or "nothing",
+        )
+        return None
+
+    def _together(self, reason: str | None) -> list[str]:
+        reasons = [reason] if self._read_only else gather(reason)
+        return [words for words in reasons if words is not None]
+
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
@@ -250,15 +293,30 @@ class Checkpoints:
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         # The manager would pass over, in silence, a save under a step that exists.
-        for step in [] if self._read_only else steps:
-            aside = self.folder / f"unreadable-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
+        def move() -> None:
+            for step in steps:
+                aside = self.folder / f"unreadable-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+
+        if not self._read_only:
+            on_main_host(move)
         self._manager.reload()
 
 
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"checkpoint folder {os.fspath(folder)!r} cannot be made ({error.strerror}); give a "
+            "workdir that can be written"
+        ) from None
+
+
 def _open_manager(
-    folder: pathlib.Path, keep_last: int, keep_every: int | None, read_only: bool
+    folder: pathlib.Path, keep_last: int, keep_every: int | None, keep_best: int | None,
+    read_only: bool,
 ) -> CheckpointManager:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
@@ -267,6 +325,13 @@ def _open_manager(
     kept = [policies.LatestN(keep_last)]
     if keep_every is not None:
         kept.append(policies.EveryNSteps(keep_every))
+    if keep_best is not None:
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["rank"], n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
     with _no_warnings() if read_only else contextlib.nullcontext():
         return ocp.CheckpointManager(
             folder,

@@ -2,9 +2,14 @@
 
     python -m experiments.NAME --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
-What a user got wrong gives one line and exit code 2, a run whose numbers are no longer finite one
-line and 3, a run stopped by a signal one line and 128 plus the signal's number (130 for Ctrl-C, 143
-for SIGTERM): the same command then continues it.
+What a user got wrong gives one line and exit code 2, and a run whose numbers are no longer finite
+one line and 3. A run that has to stop before its end saves and says so in one line: after Ctrl-C
+with 130, after SIGTERM, which announces that the machine is wanted elsewhere, with 75 (EX_TEMPFAIL
+of sysexits.h: run me again), and with 75 too when another host of the run is lost. The same command
+then continues it.
+
+With several processes, each is started with the same command; see `train.connect` for how they
+find each other. Only the main host prints.
 """
 
 from __future__ import annotations
@@ -13,14 +18,24 @@ import inspect
 import os
 import pathlib
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from jaxlab.core import UsageError, flatten, nearest, to_dict
+from jaxlab.core import (
+    MainHostError,
+    UsageError,
+    flatten,
+    is_main_host,
+    nearest,
+    num_hosts,
+    to_dict,
+)
 from jaxlab.results import Record
 from jaxlab.train.config_files import (
     load_variants,
@@ -28,10 +43,11 @@ from jaxlab.train.config_files import (
     split_assignments,
     split_variant,
 )
+from jaxlab.train.connect import connect, leave, quiet_unless_main
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
-USAGE, DIVERGED, INTERRUPTED = 2, 3, 128
+USAGE, DIVERGED, RUN_AGAIN, CTRL_C = 2, 3, 75, 130
 
 
 def main(
@@ -82,19 +98,45 @@ class Command:
         """Runs; returns the exit code."""
         try:
             self._dispatch(argv)
+        except MainHostError:
+            return self._fail(None, USAGE)
         except UsageError as error:
             return self._fail(error, USAGE)
         except TrainingDiverged as error:
-            return self._fail(error, DIVERGED)
+            return self._fail(error if is_main_host() else None, DIVERGED)
         except TrainingInterrupted as error:
-            return self._fail(error, INTERRUPTED + error.signal)
+            code = CTRL_C if error.signal is signal.SIGINT else RUN_AGAIN
+            # All hosts have saved, and leave together.
+            self._say(error if is_main_host() else None)
+            return code
         except KeyboardInterrupt:
             words = "stopped by Ctrl-C; the same command continues from the last checkpoint"
-            return self._fail(words, INTERRUPTED + 2)
+            return self._fail(words, CTRL_C)
+        except jax.errors.JaxRuntimeError as error:
+            if num_hosts() == 1:
+                raise
+            words = " ".join(str(error).split())[:200]
+            return self._fail(
+                f"another host of the run seems lost ({words}); start all of them again: the same "
+                "command continues from the last checkpoint", RUN_AGAIN,
+            )
+        except Exception:
+            if num_hosts() > 1:
+                # Else the process would wait at its end for the others, which wait for it.
+                traceback.print_exc()
+                leave(1)
+            raise
         return 0
 
+    def _say(self, what: Any) -> None:
+        if what is not None:
+            host = f" (host {jax.process_index()})" if num_hosts() > 1 else ""
+            print(f"{self._file.stem}{host}: {what}", file=sys.stderr, flush=True)
+
     def _fail(self, what: Any, code: int) -> int:
-        print(f"{self._file.stem}: {what}", file=sys.stderr, flush=True)
+        self._say(what)
+        if num_hosts() > 1:
+            leave(code)
         return code
 
     def _dispatch(self, argv: Sequence[str]) -> None:
@@ -107,6 +149,12 @@ class Command:
         if found.devices is not None:
             use_virtual_devices(found.devices)
         reuse_memory()
+        if not found.dry_run and not (self._sample is not None and found.sample is not None):
+            connect(found.coordinator, found.num_processes, found.process_id)
+        with quiet_unless_main():
+            self._act(found, assignments)
+
+    def _act(self, found: flags.FlagValues, assignments: dict[str, str]) -> None:
         if self._sample is not None and found.sample is not None:
             values = {name: getattr(found, name) for name in self._sample_flags}
             self._sample(Record.open(self._workdir(found)), found.sample, **values)
@@ -136,6 +184,17 @@ class Command:
         )
         flags.DEFINE_integer(
             "devices", None, "Run on so many virtual CPU devices.", flag_values=found
+        )
+        flags.DEFINE_string(
+            "coordinator", None, "HOST:PORT of process 0, on hosts that no cluster manages.",
+            flag_values=found,
+        )
+        flags.DEFINE_integer(
+            "num_processes", None, "How many processes run this; 1 ignores the cluster.",
+            flag_values=found,
+        )
+        flags.DEFINE_integer(
+            "process_id", None, "The number of this one, from 0.", flag_values=found
         )
         flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
         if self._sample is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, gather
+from jaxlab.data import join_states
 
 if TYPE_CHECKING:
     from jaxlab.train.checkpoints import Checkpoints
@@ -58,7 +59,8 @@ class SaveCheckpoint(Hook):
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""
         run.flush()
-        self._checkpoints.save(run.state, run.data.state(), self._meta)
+        place = join_states(gather(run.data.state()))
+        self._checkpoints.save(run.state, place, self._meta, run.measured)
 
     def finish(self, run: Run) -> None:
         """Saves the last step and waits until all is on disk."""
@@ -85,7 +87,9 @@ class Evaluate(Hook):
         """Evaluates; the time is no part of training's."""
         run.flush()
         with run.aside():
-            self._writer.write(run.step, self._function(run.state))
+            row = self._function(run.state)
+            self._writer.write(run.step, row)
+        run.measured |= row
         self._last = run.step
 
     def finish(self, run: Run) -> None:

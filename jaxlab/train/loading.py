@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 from flax import nnx
@@ -43,7 +43,7 @@ def load_model(
     model_class: type[FromConfig],
     *,
     config: Mapping[str, Any] | None = None,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
 ) -> Any:
     """Opens the trained model of a run, ready to call.
 
@@ -51,7 +51,8 @@ def load_model(
       workdir: the folder of the run, which has `config.json` and `checkpoints/`.
       model_class: its `from_config(dict)` makes the model.
       config: the model's config; by default the section `model` of `config.json`.
-      step: which checkpoint; by default the newest that can be read.
+      step: which checkpoint; `"best"` by the metric of the run's `train.best_metric`; by default
+        the newest that can be read.
 
     Raises:
       UsageError: no run there, no such or no readable checkpoint, a config without a model, or
@@ -66,14 +67,26 @@ def load_model(
             )
         config = found["model"]
     view = View.abstract(lambda: model_class.from_config(config))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         (view.params, view.state),
     )
     with _open_to_read(workdir) as checkpoints:
+        if step == "best":
+            step = _best(checkpoints, workdir)
         params, state, _ = checkpoints.restore_model(params, state, step)
     return view.model(params, state)
+
+
+def _best(checkpoints: Checkpoints, workdir: str | os.PathLike[str]) -> int:
+    step = checkpoints.best_step()
+    if step is None:
+        raise UsageError(
+            f"no checkpoint in {os.fspath(workdir)!r} was saved with a metric; train with "
+            "keep_best and best_metric, or name a step"
+        )
+    return step
 
 
 def _open_to_read(folder: str | os.PathLike[str]) -> Checkpoints:

@@ -90,6 +90,7 @@ class LogMetrics(Hook):
             row["train/learning_rate"] = float(rate)
         row |= self._times(run, pending.step)
         run.latest = {"step": pending.step} | row
+        run.measured |= row
         self._writer.write(pending.step, row)
 
     def _take(self, run: Run) -> _Pending:

@@ -58,7 +58,8 @@ class Run:
       tokens_per_step: targets in one step, for rates; None where there is no such number.
       stop: set by a hook to end the run after this step.
       interrupted: the signal that ended the run before its time, if any.
-      latest: the metrics last written, by `split/name`, and `step`.
+      latest: the row of training metrics last written, by `split/name`, and `step`.
+      measured: the last value of every metric, evaluations included, by `split/name`.
       seconds: where the time went.
     """
 
@@ -71,6 +72,7 @@ class Run:
     stop: bool = False
     interrupted: signal.Signals | None = None
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: Seconds = dataclasses.field(default_factory=Seconds)
 
     @property

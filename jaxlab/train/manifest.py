@@ -86,7 +86,7 @@ def part(saved: Leaves, *items: str) -> dict[str, list[Any]]:
 
 def params_targets(saved: Leaves) -> Params:
     """What to restore the parameters into where nothing is known of the model: one device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return {
         path.removeprefix("params/"): jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
         for path, (*shape, dtype) in part(saved, "params").items()

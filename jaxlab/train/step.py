@@ -24,6 +24,7 @@ from jaxlab.core import (
     add_metrics,
     batch_sharding,
     named,
+    place_rows,
     use_mesh,
 )
 from jaxlab.train.state import STEP_METRICS, TrainState
@@ -224,7 +225,7 @@ def make_eval(
         model_state: Mapping[str, Any] | None = None,
     ) -> Any:
         with use_mesh(mesh, rules):
-            return jitted(params, jax.device_put(dict(batch), rows), carry, model_state or {})
+            return jitted(params, place_rows(dict(batch), rows), carry, model_state or {})
 
     return evaluate
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 
+from jaxlab.core import num_hosts
 from jaxlab.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -114,12 +117,17 @@ class StopOnSignal(Hook):
     `run.interrupted` then holds the signal; `SaveCheckpoint` saves at the end as ever. A second
     Ctrl-C raises KeyboardInterrupt at once. The handlers from before come back at the end.
     Threads other than the main one can't take signals: there this hook does nothing.
+
+    With several hosts, a signal to any of them ends the run on all, after one and the same step:
+    JAX passes SIGTERM on to the other hosts and agrees with them on the step
+    (`jax.experimental.multihost_utils.reached_preemption_sync_point`), and a Ctrl-C is made one.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self._before: dict[signal.Signals, Any] = {}
+        self._interrupted = False
 
     def start(self, run: Run) -> None:
         """Takes the signals."""
@@ -132,8 +140,24 @@ class StopOnSignal(Hook):
             run.interrupted = run.interrupted or signal.Signals(number)
             run.stop = True
 
+        if num_hosts() > 1:
+            # SIGTERM belongs to JAX here.
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
+            return
         # A handler that was not set from Python reads as None and can only go back to the default.
         self._before = {n: signal.signal(n, handle) or signal.SIG_DFL for n in self.SIGNALS}
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def after_step(self, run: Run) -> None:
+        """Ends the run at the step that all hosts have agreed upon."""
+        if num_hosts() > 1 and reached_preemption_sync_point(run.step):
+            run.interrupted = signal.SIGTERM
+            run.stop = True
 
     def close(self, run: Run) -> None:
         """Gives the signals back."""

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -22,10 +22,13 @@ from jaxlab.core import (
     UsageError,
     View,
     batch_sharding,
+    is_main_host,
     make_mesh,
+    num_row_shards,
+    place_rows,
 )
 from jaxlab.data import Prefetch, Stream
-from jaxlab.results import MetricWriter
+from jaxlab.results import MetricWriter, NoMetrics
 from jaxlab.train import optimizers
 from jaxlab.train.checkpoints import FOLDER, Checkpoints, Restored
 from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
@@ -38,6 +41,13 @@ from jaxlab.train.step import make_step, metric_names
 from jaxlab.train.stopping import StopOnNaN, StopOnSignal, TrainingInterrupted
 
 log = logging.getLogger(__name__)
+
+KEPT = ("keep_last", "keep_every", "keep_best", "best_metric", "best_mode")
+"""The fields of `TrainConfig` that `Checkpoints` takes."""
+
+MAY_CHANGE = (*KEPT, "log_every", "save_every", "prefetch", "mesh")
+"""The fields of `TrainConfig` that do not change what a run computes: a run that is taken up again
+may have others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +62,10 @@ class TrainConfig:
       log_every: steps a row of metrics.
       save_every: steps a checkpoint.
       eval_every: steps an evaluation; None evaluates at the end only.
-      keep_last: checkpoints that are kept.
+      keep_last, keep_every, keep_best, best_metric, best_mode: which checkpoints are kept; see
+        `Checkpoints`. The metric is a column of `metrics.jsonl`, such as
+        `held_out/bits_per_byte`; a checkpoint has the value last measured before it, so let
+        `save_every` be a multiple of `eval_every`.
       prefetch: batches made ahead.
       strict_sharding: refuse parameter axes that do not divide over the mesh.
       mesh: how the devices are laid out.
@@ -70,6 +83,10 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int | None = None
     keep_last: int = 2
+    keep_every: int | None = None
+    keep_best: int | None = None
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
     prefetch: int = 2
     strict_sharding: bool = False
     mesh: MeshConfig = MeshConfig()
@@ -116,7 +133,8 @@ def run_training(
       config: see `TrainConfig`.
       build: makes the model.
       objective: `objective(model, batch, carry, key) -> Loss`.
-      stream: batches of numpy arrays [b, ...], with `state()` and `restore(state)`.
+      stream: batches of numpy arrays [b, ...], with `state()` and `restore(state)`; with several
+        hosts, each reads its rows, see `core.host_rows`.
       workdir: an existing folder or a `Record`.
       init_carry: makes the recurrent state of so many rows.
       hooks: more of them, called behind logs, evaluation and progress bar, before checkpoints.
@@ -138,13 +156,14 @@ def run_training(
     mesh = make_mesh(config.mesh)
     optimizer = optimizers.build(config.optimizer, config.steps)
     plan = _plan(config, build, optimizer, init_carry, mesh, rules)
-    plan = plan.with_metrics(_metric_names(plan, objective, stream))
+    plan = plan.with_metrics(_metric_names(plan, objective, stream, config.batch_size))
     if plan.notes:
         log.warning(
             "%d parameter axes stay replicated, the first: %s", len(plan.notes), plan.notes[0]
         )
     workdir = pathlib.Path(workdir)
-    with Checkpoints(workdir / FOLDER, keep_last=config.keep_last) as checkpoints:
+    kept = {name: getattr(config, name) for name in KEPT}
+    with Checkpoints(workdir / FOLDER, **kept) as checkpoints:
         restored = checkpoints.restore(plan.abstract)
         if restored is not None and int(restored.state.step) >= config.steps:
             run = Run(restored.state, int(restored.state.step), config.steps, stream)
@@ -152,7 +171,7 @@ def run_training(
         step = make_step(
             plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate
         )
-        with MetricWriter(workdir) as writer:
+        with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
             state = _first_state(plan, restored, stream, writer)
             all_hooks = [
                 LogMetrics(
@@ -160,7 +179,7 @@ def run_training(
                 ),
                 StopOnNaN(checkpoints),
                 *_evaluations(config, evaluate, writer),
-                ProgressBar(description),
+                *([ProgressBar(description)] if is_main_host() else []),
                 *hooks,
                 SaveCheckpoint(checkpoints, config.save_every, meta),
                 StopOnSignal(),
@@ -193,7 +212,7 @@ def describe(
     plan = _plan(config, build, optimizer, init_carry, mesh, rules)
     state = plan.abstract
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    shards = _shards(batch_sharding(mesh, rules))
+    shards = num_row_shards(batch_sharding(mesh, rules))
     tokens = "" if tokens_per_step is None else f", {config.steps * tokens_per_step:,} tokens"
     return [
         f"devices: {mesh.size} {mesh.devices.flat[0].device_kind} ({axes or 'one device'})",
@@ -212,7 +231,7 @@ def _plan(
     config: TrainConfig, build: Build, optimizer: Any, init_carry: Callable[[int], Any] | None,
     mesh: Mesh, rules: Rules,
 ) -> StatePlan:
-    shards = _shards(batch_sharding(mesh, rules))
+    shards = num_row_shards(batch_sharding(mesh, rules))
     if config.batch_size // config.accumulate % shards:
         raise UsageError(
             f"batch_size={config.batch_size} in accumulate={config.accumulate} micro-batches does "
@@ -224,15 +243,20 @@ def _plan(
     )
 
 
-def _metric_names(plan: StatePlan, objective: Objective, stream: Stream) -> tuple[str, ...]:
+def _metric_names(
+    plan: StatePlan, objective: Objective, stream: Stream, batch_size: int
+) -> tuple[str, ...]:
     place = stream.state()
-    batch = next(stream)
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *rows.shape[1:]), rows.dtype)
+        for name, rows in next(stream).items()
+    }
     stream.restore(place)
     return metric_names(plan.view, objective, batch, plan.abstract.carry)
 
 
 def _first_state(
-    plan: StatePlan, restored: Restored | None, stream: Stream, writer: MetricWriter
+    plan: StatePlan, restored: Restored | None, stream: Stream, writer: MetricWriter | NoMetrics
 ) -> TrainState:
     """The state to begin with; data and metrics are brought to the same step."""
     if restored is None:
@@ -249,7 +273,7 @@ def _first_state(
 
 def _evaluations(
     config: TrainConfig, evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
-    writer: MetricWriter,
+    writer: MetricWriter | NoMetrics,
 ) -> list[Hook]:
     if evaluate is None:
         return []
@@ -258,17 +282,11 @@ def _evaluations(
 
 def _transfer(mesh: Mesh, rules: Rules) -> Callable[[Mapping[str, Any]], dict[str, jax.Array]]:
     rows = batch_sharding(mesh, rules)
-    return lambda batch: jax.device_put(dict(batch), rows)
+    return lambda batch: place_rows(dict(batch), rows)
 
 
 def _trained(view: View, state: TrainState) -> View:
     return dataclasses.replace(view.at(state.params), state=state.model_state)
-
-
-def _shards(sharding: NamedSharding) -> int:
-    """Over how many devices the rows of a batch are spread."""
-    (rows,) = sharding.shard_shape((sharding.mesh.size,))
-    return sharding.mesh.size // rows
 
 
 def _memory(tree: Any) -> str:

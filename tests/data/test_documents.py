@@ -111,12 +111,18 @@ def test_without_shuffling_documents_come_in_order():
     assert read_back(rows, 0)[:4] == [[*documents[i], B] for i in (0, 1, 2, 0)]
 
 
+def part(batch_size, host, hosts):
+    """The rows of one of several hosts, which take every `hosts`-th."""
+    return range(host, batch_size, hosts)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_read_the_rows_of_one(hosts):
     documents = texts([50, 37, 23, 11, 64, 5])
     one = take(stream(documents, batch_size=4), 12)
-    parts = [take(stream(documents, batch_size=4, shard=(h, hosts)), 12) for h in range(hosts)]
-    same(one, {name: np.concatenate([p[name] for p in parts]) for name in one})
+    for host in range(hosts):
+        rows = take(stream(documents, batch_size=4, rows=part(4, host, hosts)), 12)
+        same(rows, {name: one[name][host::hosts] for name in one})
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 10])
@@ -144,19 +150,16 @@ def test_taking_the_state_changes_nothing():
 
 def test_joined_states_of_two_hosts_restore_four():
     documents = texts([50, 37, 23, 11, 64, 5])
-    two = [stream(documents, batch_size=4, shard=(h, 2)) for h in range(2)]
+    two = [stream(documents, batch_size=4, rows=part(4, h, 2)) for h in range(2)]
     for reader in two:
         take(reader, 5)
     joined = join_states([reader.state() for reader in two[::-1]])
-    four = [stream(documents, batch_size=4, shard=(h, 4)) for h in range(4)]
+    four = [stream(documents, batch_size=4, rows=part(4, h, 4)) for h in range(4)]
     for reader in four:
         reader.restore(joined)
-    parts = [take(reader, 5) for reader in four]
     expected = [take(reader, 5) for reader in two]
-    for name in expected[0]:
-        np.testing.assert_array_equal(
-            np.concatenate([p[name] for p in parts]), np.concatenate([e[name] for e in expected])
-        )
+    for host, reader in enumerate(four):
+        same(take(reader, 5), {n: x[host // 2 :: 2] for n, x in expected[host % 2].items()})
 
 
 def test_rows_of_a_single_document_begin_evenly_spaced_and_aligned():
@@ -250,9 +253,9 @@ def test_document_that_changed_since_the_state_was_saved_is_named():
 
 def test_state_without_the_rows_of_this_host_is_refused():
     documents = texts([50, 37])
-    state = stream(documents, shard=(0, 2)).state()
+    state = stream(documents, rows=[0]).state()
     with pytest.raises(UsageError, match="has no row 1.*join_states"):
-        stream(documents, shard=(1, 2)).restore(state)
+        stream(documents, rows=[1]).restore(state)
 
 
 def test_something_else_than_a_state_is_refused():
@@ -265,9 +268,9 @@ def test_something_else_than_a_state_is_refused():
     [
         ({"segment_length": 100, "align": 16}, "segment_length=100 .* align=16; nearest: 96, 112"),
         ({"segment_length": 8, "align": 16}, "segment_length=8 .* align=16; nearest: 16"),
-        ({"batch_size": 6, "shard": (0, 4)}, "batch_size=6 .* 4 hosts; nearest: 4, 8"),
+        ({"batch_size": 6, "rows": (2, 6)}, "rows=.2, 6.; expected rows of a batch of 6"),
         ({"batch_size": 0}, "batch_size=0; expected at least 1"),
-        ({"shard": (2, 2)}, r"shard=\(2, 2\); expected"),
+        ({"rows": (1, 0)}, r"rows=\(1, 0\); expected"),
         ({"seed": -1}, "seed=-1; expected 0 or more"),
     ],
 )

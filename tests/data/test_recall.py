@@ -107,7 +107,7 @@ def test_state_of_another_stream_is_refused():
 
 def test_hosts_together_make_the_rows_of_one():
     task = RecallTask()
-    parts = [next(task.stream(batch_size=4, seed=3, shard=(h, 2))) for h in range(2)]
+    parts = [next(task.stream(batch_size=4, seed=3, rows=[2 * h, 2 * h + 1])) for h in range(2)]
     whole = next(task.stream(batch_size=4, seed=3))
     same(whole, {name: np.concatenate([p[name] for p in parts]) for name in whole})
 

@@ -80,7 +80,7 @@ def test_long_documents_are_dealt_first_so_that_rows_are_balanced():
 
 def test_hosts_together_walk_the_rows_of_one(documents):
     one = joined(plan(documents, batch_size=4))
-    hosts = [plan(documents, batch_size=4, shard=(h, 2)) for h in range(2)]
+    hosts = [plan(documents, batch_size=4, rows=[2 * h, 2 * h + 1]) for h in range(2)]
     assert hosts[0].num_batches == hosts[1].num_batches
     parts = [joined(h) for h in hosts]
     for name in one:

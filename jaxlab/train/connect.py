@@ -1,0 +1,112 @@
+"""How the processes of a run find each other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from jaxlab.core import UsageError, is_main_host
+
+LOST_AFTER_SECONDS = 60
+"""A host that has not been heard of for this long is taken for lost, and the others stop."""
+
+
+def connect(
+    coordinator: str | None = None, num_processes: int | None = None,
+    process_id: int | None = None, *, timeout: int = 300,
+) -> None:
+    """Joins this process to the others of its run; comes before any use of JAX.
+
+    Without arguments the cluster that this process runs in is asked, by `jax.distributed` itself:
+    Cloud TPU, SLURM, Open MPI and Kubernetes. Outside of one the process stays alone, as it does
+    with `num_processes=1`.
+
+    Args:
+      coordinator: `host:port` of process 0, the same on all of them.
+      num_processes: how many take part.
+      process_id: the number of this one, from 0.
+      timeout: how long to wait for the others, in seconds.
+
+    Raises:
+      UsageError: some of the three without the others, numbers out of range, a coordinator that
+        cannot be reached; JAX in use already.
+    """
+    if num_processes == 1 and coordinator is None and process_id in (None, 0):
+        return
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    settings = {
+        "initialization_timeout": timeout, "heartbeat_timeout_seconds": LOST_AFTER_SECONDS,
+    }
+    if not missing:
+        _check(str(coordinator), int(num_processes or 0), int(process_id or 0))
+        _initialize(f"the coordinator {coordinator}", **given, **settings)
+    elif len(missing) < len(given):
+        raise UsageError(
+            f"{' and '.join(missing)} missing; give --coordinator=HOST:PORT, --num_processes and "
+            "--process_id together, or none of them in a cluster that JAX knows"
+        )
+    else:
+        _initialize("the coordinator that the cluster names", **settings)
+
+
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--coordinator={coordinator}; it takes HOST:PORT, e.g. 10.0.0.1:1234")
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise UsageError(
+            f"--process_id={process_id} of --num_processes={num_processes}; expected a number "
+            "from 0 to below that of the processes"
+        )
+
+
+def _initialize(
+    where: str, coordinator: str | None = None, num_processes: int | None = None,
+    process_id: int | None = None, **settings: int,
+) -> None:
+    method = None if coordinator is None else "deactivate"
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method=method, **settings
+        )
+    except ValueError as error:
+        # No cluster was found, and none was asked for.
+        if coordinator is None and "coordinator_address" in str(error):
+            return
+        raise UsageError(f"cannot join the run: {error}") from None
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"cannot join the run at {where}: {words}; start all processes within "
+            f"{settings['initialization_timeout']} s, with one coordinator that all can reach, or "
+            "give --num_processes=1 to run alone"
+        ) from None
+
+
+@contextlib.contextmanager
+def quiet_unless_main() -> Iterator[None]:
+    """Within this context only the main host writes to standard output and gives warnings."""
+    if is_main_host():
+        yield
+        return
+    logger = logging.getLogger("jaxlab")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def leave(code: int) -> None:
+    """Ends a failed process of several at once: the others do not answer any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
