@@ -150,7 +150,10 @@ class Command:
             use_virtual_devices(found.devices)
         reuse_memory()
         if not found.dry_run and not (self._sample is not None and found.sample is not None):
-            connect(found.coordinator, found.num_processes, found.process_id)
+            connect(
+                found.coordinator, found.num_processes, found.process_id,
+                host_timeout=found.host_timeout,
+            )
         with quiet_unless_main():
             self._act(found, assignments)
 
@@ -195,6 +198,10 @@ class Command:
         )
         flags.DEFINE_integer(
             "process_id", None, "The number of this one, from 0.", flag_values=found
+        )
+        flags.DEFINE_integer(
+            "host_timeout", 60, "Seconds after which a silent process is taken for lost.",
+            flag_values=found,
         )
         flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
         if self._sample is not None:

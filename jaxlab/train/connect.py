@@ -12,13 +12,10 @@ import jax
 
 from jaxlab.core import UsageError, is_main_host
 
-LOST_AFTER_SECONDS = 60
-"""A host that has not been heard of for this long is taken for lost, and the others stop."""
-
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None,
-    process_id: int | None = None, *, timeout: int = 300,
+    process_id: int | None = None, *, start_timeout: int = 300, host_timeout: int = 60,
 ) -> None:
     """Joins this process to the others of its run; comes before any use of JAX.
 
@@ -30,7 +27,9 @@ def connect(
       coordinator: `host:port` of process 0, the same on all of them.
       num_processes: how many take part.
       process_id: the number of this one, from 0.
-      timeout: how long to wait for the others, in seconds.
+      start_timeout: seconds to wait for the others at the start.
+      host_timeout: a host that has not been heard of for so many seconds is taken for lost: JAX
+        then aborts the others.
 
     Raises:
       UsageError: some of the three without the others, numbers out of range, a coordinator that
@@ -41,7 +40,7 @@ def connect(
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     settings = {
-        "initialization_timeout": timeout, "heartbeat_timeout_seconds": LOST_AFTER_SECONDS,
+        "initialization_timeout": start_timeout, "heartbeat_timeout_seconds": host_timeout,
     }
     if not missing:
         _check(str(coordinator), int(num_processes or 0), int(process_id or 0))

@@ -51,8 +51,10 @@ def leaves_of(items: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def checksums_of(items: Mapping[str, Any]) -> dict[str, int]:
     """The sum of the bits of every array modulo 2**32, the same in whatever way it is sharded."""
-    sums = {path: _checksum(leaf) for path, leaf in _by_path(items).items()}
-    return {path: int(total) for path, total in jax.device_get(sums).items()}
+    # One program: of many at once, collectives between the CPUs of two processes may meet in
+    # another order on the other, and wait for ever.
+    sums = jax.device_get(_checksums(_by_path(items)))
+    return {path: int(total) for path, total in sums.items()}
 
 
 def require_same_leaves(saved: Leaves, items: Mapping[str, Any], step: int) -> None:
@@ -105,6 +107,10 @@ def _show(leaf: list[Any] | None) -> str:
 
 
 @jax.jit
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: _checksum(x) for path, x in leaves.items()}
+
+
 def _checksum(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)

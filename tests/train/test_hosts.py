@@ -1,0 +1,204 @@
+"""Runs of two processes with four devices each, against one process and one device."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxlab.core import MeshConfig, UsageError, to_dict
+from jaxlab.results import Record, read_metrics
+from jaxlab.train.connect import connect
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STUDY = "tests/train/hosts_study.py"
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+# The same float32 sums in another order: each is off by some 1e-7 of its size, and nine steps of
+# Adam, which divides small gradients by their size, carry that on.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The study as a module, for runs in this process with its eight devices."""
+    spec = importlib.util.spec_from_file_location("hosts_study", ROOT / STUDY)
+    module = sys.modules["hosts_study"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["hosts_study"]
+
+
+class Processes:
+    """The processes of one run."""
+
+    def __init__(self, workdir: pathlib.Path, count: int, *arguments: str, pause: int = 0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+        self.workdir = workdir
+        self.running = [
+            subprocess.Popen(
+                [
+                    sys.executable, STUDY, f"--config={STUDY}", f"--workdir={workdir}",
+                    f"--devices={8 // count if count > 1 else 1}",
+                    *[f"--coordinator=127.0.0.1:{port}", f"--process_id={i}"][: 2 * (count > 1)],
+                    f"--num_processes={count}", "--host_timeout=10", *arguments,
+                ],
+                cwd=ROOT, env={**os.environ, **own, "PAUSE_AT": str(pause)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for i in range(count)
+        ]
+
+    def send(self, number: signal.Signals, *who: int) -> None:
+        """Sends a signal to some of the processes, once all have paused, and lets them go on."""
+        paused = [self.workdir / f"paused-{i}" for i in range(len(self.running))]
+        while not all(path.exists() for path in paused):
+            assert all(process.poll() is None for process in self.running), self.end()
+            time.sleep(0.02)
+        for i in who:
+            self.running[i].send_signal(number)
+        time.sleep(0.3)
+        (self.workdir / "go").touch()
+
+    def end(self) -> list[tuple[int, str, str]]:
+        """Waits; gives the exit code, output and errors of each."""
+        said = [process.communicate() for process in self.running]
+        for path in [self.workdir / "go", *self.workdir.glob("paused-*")]:
+            path.unlink(missing_ok=True)
+        return [
+            (process.returncode, own_lines(out), err)
+            for process, (out, err) in zip(self.running, said, strict=True)
+        ]
+
+
+def own_lines(output: str) -> str:
+    """What the run printed, without what the collectives of the CPU say of themselves."""
+    return "\n".join(line for line in output.splitlines() if "Gloo" not in line)
+
+
+def mesh(**sizes: int) -> list[str]:
+    return [f"--config.train.mesh.{axis}={size}" for axis, size in sizes.items()]
+
+
+def curve(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+    return {
+        (row["step"], name): value
+        for row in read_metrics(workdir / "metrics.jsonl")
+        for name, value in row.items()
+        if name.startswith(("train/", "held_out/"))
+    }
+
+
+def assert_same_curve(workdir: pathlib.Path, expected: dict[tuple[int, str], float]) -> None:
+    found = curve(workdir)
+    assert found.keys() == expected.keys()
+    for place, value in expected.items():
+        np.testing.assert_allclose(found[place], value, rtol=TOLERANCE, err_msg=str(place))
+
+
+def go_on_here(study, workdir: pathlib.Path, **sizes: int) -> None:
+    """Ends the run in this process, which has eight devices."""
+    config = study.Config()
+    settings = dataclasses.replace(config.train, mesh=MeshConfig(**sizes))
+    config = dataclasses.replace(config, train=settings)
+    record = Record.create(
+        workdir, experiment="hosts_study", variant="small", paper="", config=to_dict(config),
+        ignore=["train.mesh"],
+    )
+    study.run(config, record)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The curve of a run on one device without a break."""
+    workdir = tmp_path_factory.mktemp("one")
+    ((code, _, errors),) = Processes(workdir, 1).end()
+    assert code == 0, errors
+    found = curve(workdir)
+    assert found[9, "train/loss"] < 0.8 * found[1, "train/loss"]
+    assert (9, "held_out/bits_per_byte") in found
+    return found
+
+
+def test_two_processes_train_like_one_device(whole, tmp_path):
+    (code, out, errors), (other_code, other_out, other_errors) = Processes(
+        tmp_path, 2, *mesh(**MESH)
+    ).end()
+    assert (code, other_code) == (0, 0), errors + other_errors
+    assert_same_curve(tmp_path, whole)
+    assert "read rows (0, 1, 2, 3)" in out and "step 9/9" in errors
+    # Only one speaks.
+    assert not other_out and "/9" not in other_errors
+
+
+def test_eight_devices_of_one_process_train_like_one_device(whole, study, tmp_path):
+    go_on_here(study, tmp_path, **MESH)
+    assert_same_curve(tmp_path, whole)
+
+
+def test_a_run_that_lost_a_process_goes_on_in_one_process_and_another_mesh(
+    whole, study, tmp_path
+):
+    run = Processes(tmp_path, 2, *mesh(**MESH), pause=7)
+    run.send(signal.SIGKILL, 1)
+    codes = [code for code, _, _ in run.end()]
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 3)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {"3", "6"}
+    go_on_here(study, tmp_path, data=8)
+    assert_same_curve(tmp_path, whole)
+
+
+def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, study, tmp_path):
+    run = Processes(tmp_path, 2, *mesh(**MESH), pause=4)
+    run.send(signal.SIGTERM, 1)
+    (code, _, errors), (other_code, _, other_errors) = run.end()
+    assert (code, other_code) == (75, 75), errors + other_errors
+    assert "stopped by SIGTERM at step" in errors and "stopped by" not in other_errors
+    latest = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert 4 <= latest <= 6
+
+    run = Processes(tmp_path, 2, *mesh(data=4, tensor=2), pause=7)
+    run.send(signal.SIGTERM, 0, 1)
+    (code, _, errors), (other_code, _, other_errors) = run.end()
+    assert (code, other_code) == (75, 75), errors + other_errors
+
+    go_on_here(study, tmp_path, fsdp=8)
+    assert_same_curve(tmp_path, whole)
+
+
+def test_what_the_main_host_refuses_ends_all_and_is_said_once(tmp_path):
+    Record.create(
+        tmp_path, experiment="hosts_study", variant="small", paper="", config={"train": {}}
+    )
+    ends = Processes(tmp_path, 2).end()
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert "holds a run with another config" in ends[0][2]
+    assert "another config" not in ends[1][2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"coordinator": "a:1"}, "--num_processes and --process_id missing"),
+        ({"num_processes": 2, "process_id": 0}, "--coordinator missing"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "--coordinator=a; it takes"),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            "--process_id=2 of --num_processes=2",
+        ),
+    ],
+)
+def test_half_a_connection_is_refused(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        connect(**arguments)
