@@ -1,11 +1,16 @@
 """What training costs outside the jitted step, at the `tiny` size; one JSON object.
 
-    python -m benchmarks.train_loop [--steps=140]
+    python -m benchmarks.train_loop [--steps=140] [--saves=4]
 
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
-TensorBoard, progress, an asynchronous checkpoint halfway. `outside_step_share` is the host's time
-in data, hooks and logging, with waiting for the device taken out, over all of the loop's time. The
-first save and the start of TensorBoard are in it once: few steps make it larger.
+TensorBoard, progress, asynchronous checkpoints. `outside_step_share` is the host's time in data,
+hooks and logging, with waiting for the device taken out, over all of the loop's time. The first
+save and the start of TensorBoard are in it once: few steps make it larger.
+
+`save_delay` is by how much the steps after a save are longer, from the end of one step to the end
+of the next, as parts of the median step: `first` is the step that the save itself comes before,
+`second` and `third` run while files are written. Each list has one number a save. `usual` are the
+10th and 90th percentile of the steps that have no save near: what the machine does by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import statistics
 import tempfile
 import time
 
@@ -31,11 +37,13 @@ def main() -> None:
     """Trains for a while and prints where the time went."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=140)
-    steps = parser.parse_args().steps
+    parser.add_argument("--saves", type=int, default=4)
+    arguments = parser.parse_args()
+    steps, every = arguments.steps, max(arguments.steps // (arguments.saves + 1), 4)
     train.reuse_memory()
     config = tiny()
     settings = dataclasses.replace(
-        config.train, steps=steps, log_every=10, save_every=max(steps // 2, 1), eval_every=None
+        config.train, steps=steps, log_every=10, save_every=every, eval_every=None
     )
     stream = data.DocumentStream(
         config.data.open()[0],
@@ -69,6 +77,7 @@ def main() -> None:
         "step_ms": round(1e3 * total / steps, 2),
         "outside_step_ms": round(1e3 * run.seconds.outside_step / steps, 3),
         "outside_step_share": round(run.seconds.outside_step / total, 4),
+        "save_delay": clock.delays(every),
         "parts_s": {k: round(v, 4) for k, v in dataclasses.asdict(run.seconds).items()},
         "devices": jax.device_count(),
         "jax": jax.__version__,
@@ -76,11 +85,30 @@ def main() -> None:
 
 
 class Clock(train.Hook):
-    """Wall time from the loop's start to its end."""
+    """Wall time of the loop, and of every step to its end on the device."""
 
     def start(self, run: train.Run) -> None:
         """Starts the clock."""
         self._begin = time.perf_counter()
+        self._ends = {}
+
+    def after_step(self, run: train.Run) -> None:
+        """Waits for the step, which LogMetrics alone would not."""
+        run.fetch(run.state.step)
+        self._ends[run.step] = time.perf_counter()
+
+    def delays(self, every: int) -> dict[str, list[float]]:
+        """How much longer than the median the steps after each save took, in parts of it."""
+        took = {n: end - self._ends[n - 1] for n, end in self._ends.items() if n - 1 in self._ends}
+        after = {n: n % every for n in took if n > every}
+        usual = [took[n] for n in took if n % every > 3 and n > 4]
+        median = statistics.median(usual)
+        low, *_, high = statistics.quantiles(usual, n=10)
+        found = {"usual": [low, high]} | {
+            name: [took[n] for n in after if after[n] == place]
+            for place, name in ((1, "first"), (2, "second"), (3, "third"))
+        }
+        return {k: [round(x / median - 1, 3) for x in v] for k, v in found.items()}
 
     def finish(self, run: train.Run) -> None:
         """Stops it."""

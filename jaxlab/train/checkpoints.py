@@ -328,8 +328,7 @@ def _open_manager(
     if keep_best is not None:
         kept.append(
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics["rank"], n=keep_best,
-                keep_checkpoints_without_metrics=False,
+                get_metric_fn=_rank_of, n=keep_best, keep_checkpoints_without_metrics=False
             )
         )
     with _no_warnings() if read_only else contextlib.nullcontext():
@@ -337,6 +336,8 @@ def _open_manager(
             folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Without it the manager neither writes nor reads metrics.
+                best_fn=_rank_of if read_only or keep_best is not None else None,
                 cleanup_tmp_directories=not read_only,
                 create=False,
                 read_only=read_only,
@@ -346,6 +347,10 @@ def _open_manager(
                 **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
             },
         )
+
+
+def _rank_of(metrics: Mapping[str, float]) -> float:
+    return metrics["rank"]
 
 
 @contextlib.contextmanager

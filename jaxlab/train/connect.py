@@ -21,7 +21,7 @@ def connect(
 
     Without arguments the cluster that this process runs in is asked, by `jax.distributed` itself:
     Cloud TPU, SLURM, Open MPI and Kubernetes. Outside of one the process stays alone, as it does
-    with `num_processes=1`.
+    with `num_processes=1`, and where JAX is in use already.
 
     Args:
       coordinator: `host:port` of process 0, the same on all of them.
@@ -33,7 +33,7 @@ def connect(
 
     Raises:
       UsageError: some of the three without the others, numbers out of range, a coordinator that
-        cannot be reached; JAX in use already.
+        cannot be reached; with them, JAX in use already.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return
@@ -80,6 +80,9 @@ def _initialize(
             return
         raise UsageError(f"cannot join the run: {error}") from None
     except RuntimeError as error:
+        # A notebook that has used JAX and now calls an experiment: it is one process.
+        if coordinator is None and "must be called before" in str(error):
+            return
         words = " ".join(str(error).split())[:200]
         raise UsageError(
             f"cannot join the run at {where}: {words}; start all processes within "

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxlab import train
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, View
 from jaxlab.results import Record
 
 OPTIMIZER = optax.adam(1e-2)
@@ -198,3 +198,41 @@ def test_a_model_of_another_width_is_refused(copy, toy):
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(UsageError, match="keep_last=0"):
         train.Checkpoints(tmp_path, keep_last=0)
+
+
+def test_the_best_are_kept_beside_the_newest(states, tmp_path):
+    losses = {1: 0.5, 2: 0.7, 3: 0.9}
+    kept = {"keep_last": 1, "keep_best": 1, "best_metric": "held_out/loss"}
+    for mode, best in (("min", 1), ("max", 3)):
+        folder = tmp_path / mode
+        with train.Checkpoints(folder, **kept, best_mode=mode) as checkpoints:
+            for step, state in states[1].items():
+                checkpoints.save(state, measured={"held_out/loss": losses[step]})
+            checkpoints.wait()
+            assert checkpoints.best_step() == best
+        assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == sorted({best, 3})
+
+
+def test_the_best_model_is_loaded_by_name(states, tmp_path, toy):
+    config = {"model": {"width": 8}}
+    Record.create(tmp_path, experiment="e", variant="v", paper="p", config=config)
+    with train.Checkpoints(
+        tmp_path / "checkpoints", keep_best=1, best_metric="a/b"
+    ) as checkpoints:
+        for step, state in states[1].items():
+            checkpoints.save(state, measured={"a/b": abs(step - 2)})
+    found = View.of(train.load_model(tmp_path, toy.Net, step="best"))
+    assert_same(found.params, states[1][2].params)
+
+
+def test_a_metric_that_was_not_measured_is_named(states, tmp_path, caplog):
+    with train.Checkpoints(tmp_path, keep_best=1, best_metric="held_out/los") as checkpoints:
+        checkpoints.save(states[1][1], measured={"held_out/loss": 1.0})
+    assert "has no held_out/los and is none of the best; did you mean 'held_out/loss'" in caplog.text
+
+
+def test_best_needs_a_metric_and_a_number(saved, tmp_path, toy):
+    with pytest.raises(UsageError, match="keep_best=1 and best_metric=None; give both"):
+        train.Checkpoints(tmp_path, keep_best=1)
+    with pytest.raises(UsageError, match="was saved with a metric; train with keep_best"):
+        train.load_model(saved, toy.Net, step="best")
