@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlab.core.errors import UsageError
@@ -38,19 +40,31 @@ RULES: Rules = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, which takes what the others leave."""
+    """Sizes of the mesh axes; at most one may be -1, which takes what the others leave.
+
+    Attributes:
+      data: copies of the model, each with rows of the batch of its own.
+      fsdp: devices that share the parameters of a copy, and its rows.
+      sequence: devices that share the tokens of a row.
+      tensor: devices that share heads, hidden units and the vocabulary.
+      slices: groups of devices with a slow network between them; `data`, then `fsdp`, lies across
+        it, the other axes inside. -1: what the devices say (TPU slices, else hosts); another
+        number splits the devices in their order; 1 takes all networks for equal.
+    """
 
     data: int = -1
     fsdp: int = 1
     sequence: int = 1
     tensor: int = 1
+    slices: int = -1
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds a mesh of all axes (of size 1 where unused) over `devices`, by default all there are.
 
     Raises:
-      UsageError: sizes that do not multiply to the number of devices.
+      UsageError: sizes that do not multiply to the number of devices, or that leave nothing to lie
+        across slices.
 
     >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
@@ -61,15 +75,65 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UsageError(f"mesh sizes must be positive and at most one -1, got {_show(sizes)}")
     known = math.prod(size for size in sizes if size != -1)
-    filled = [len(devices) // known if size == -1 else size for size in sizes]
+    filled = tuple(len(devices) // known if size == -1 else size for size in sizes)
     if math.prod(filled) != len(devices):
         raise UsageError(
             f"mesh {_show(sizes)} does not fit {len(devices)} devices; the fixed sizes multiply to "
             f"{known}, which must be {len(devices)}, or divide it with one size -1"
         )
-    return jax.make_mesh(
-        tuple(filled), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    groups = _slices(devices, config.slices)
+    if len(groups) > 1:
+        return Mesh(_across_slices(filled, groups), MESH_AXES, axis_types=types)
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:  # slices=1
+        return Mesh(np.array(devices).reshape(filled), MESH_AXES, axis_types=types)
+    return jax.make_mesh(filled, MESH_AXES, axis_types=types, devices=devices)
+
+
+def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
+    """The devices by slice; a host of several devices is one where they name no slices."""
+    if count != -1:
+        if count < 1 or len(devices) % count:
+            raise UsageError(
+                f"slices={count} does not divide {len(devices)} devices; it takes a divisor, or -1 "
+                "for what the devices say"
+            )
+        size = len(devices) // count
+        return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
+    named = all(getattr(device, "slice_index", None) is not None for device in devices)
+    by_index: dict[int, list[Any]] = {}
+    for device in devices:
+        index = device.slice_index if named else device.process_index
+        by_index.setdefault(index, []).append(device)
+    groups = [by_index[index] for index in sorted(by_index)]
+    held = [len(group) for group in groups]
+    if not named and set(held) == {1}:
+        return [list(devices)]  # a process for each device: they may all be in one host
+    if len(set(held)) > 1:
+        raise UsageError(
+            f"the {len(groups)} slices hold {', '.join(map(str, held))} devices; a mesh takes as "
+            "many of each: name the devices, or set slices=1"
+        )
+    return groups
+
+
+def _across_slices(sizes: tuple[int, ...], groups: list[list[Any]]) -> np.ndarray:
+    """Devices in the shape `sizes`: the outermost axes step from slice to slice first."""
+    rest, outer = len(groups), []
+    for axis, size in zip(MESH_AXES, sizes, strict=True):
+        outer.append(math.gcd(size, rest) if axis in ("data", "fsdp") else 1)
+        rest //= outer[-1]
+    if rest > 1:
+        raise UsageError(
+            f"mesh {_show(sizes)} does not lie over {len(groups)} slices of {len(groups[0])} "
+            f"devices; make data a multiple of {len(groups)} (or fsdp of what data leaves), or set "
+            "slices=1 to let any axis cross the slow network"
+        )
+    inner = tuple(size // steps for size, steps in zip(sizes, outer, strict=True))
+    blocks = np.stack([mesh_utils.create_device_mesh(inner, group) for group in groups])
+    n = len(sizes)
+    blocks = blocks.reshape(*outer, *inner).transpose([i + n * j for i in range(n) for j in (0, 1)])
+    return blocks.reshape(sizes)
 
 
 def _show(sizes: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ from flax import nnx
 
 from jaxlab.core import UsageError, constrain, from_dict, named
 from jaxlab.models.decoding import Decoding
+from jaxlab.models.registry import register, tokens
 from jaxlab.nn import (
     MLP,
     Attention,
@@ -349,3 +350,19 @@ def compute_dtype(name: str) -> Any:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+_TINY = TransformerLMConfig(
+    vocab_size=32, width=16, depth=1, num_heads=2, mlp_dim=32, window=4, num_states=4,
+    head_scale=3.0, dtype="float32",
+)
+_REPLACE = {
+    "plain": {"window": None, "position": "learned", "max_length": 16, "normalise": False},
+    "sliding_scanned": {"depth": 2, "position": "rotary", "scan_layers": True, "remat": True},
+    "block_recurrent": {"recurrent_layers": (0,), "gated": True, "activation": "silu"},
+}
+for _name, _fields in _REPLACE.items():
+    register(
+        f"transformer_lm/{_name}", TransformerLM, dataclasses.replace(_TINY, **_fields),
+        tokens(16, _TINY.vocab_size),
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, constrain
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
@@ -132,7 +132,10 @@ class Attention(RingDecoding, nnx.Module):
         if segment is None:
             segment = Segment.of(jnp.zeros((b, t), bool))
         carry = self.init_carry(b) if carry is None else carry
-        after = {"keys": k_bshk[:, -self.window :], "values": v_bshk[:, -self.window :]}
+        after = {
+            name: constrain(x[:, -self.window :], "batch", None, "heads", None)
+            for name, x in {"keys": k_bshk, "values": v_bshk}.items()
+        }
         return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry), after
 
     def init_carry(self, batch_size: int) -> Carry:

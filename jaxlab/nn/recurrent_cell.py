@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlab.core import constrain
 from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
 from jaxlab.nn.decode import RecurrentDecoding
 from jaxlab.nn.initialisers import projection
@@ -203,11 +204,17 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         """The state after all blocks, and its keys and values before each, [j, h, b, r, k]."""
         b, w = k.shape[0], self.attention.window
 
+        # The scan reads block after block: each device takes all of them, once, not in every turn.
+        def every_block(x_jhbsk: jax.Array) -> jax.Array:
+            return constrain(x_jhbsk, None, "heads", "batch", None, None)
+
         def blocks(x_bshk: jax.Array) -> jax.Array:
-            return self.attention.key_blocks(x_bshk).transpose(2, 0, 1, 3, 4)
+            return every_block(self.attention.key_blocks(x_bshk).transpose(2, 0, 1, 3, 4))
 
         old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
-        doc_jbw = segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1)
+        doc_jbw = constrain(
+            segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None
+        )
         old = (blocks(old_k)[0], blocks(old_v)[0], segment.remembered(w))
         initial = self.cell.initial_state(b)
 
@@ -227,7 +234,7 @@ class BlockRecurrentAttention(RecurrentDecoding, nnx.Module):
         start = (carry["state"].astype(initial.dtype), old)
         xs = (blocks(k), blocks(v), doc_jbw)
         (state, _), (state_keys, state_values) = jax.lax.scan(block, start, xs)
-        return state, state_keys, state_values
+        return state, every_block(state_keys), every_block(state_values)
 
     def state_queries(self, x_btd: jax.Array) -> jax.Array:
         """Queries [..., h, k] of tokens [..., d] for the state."""

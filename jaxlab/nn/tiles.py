@@ -184,5 +184,11 @@ def _attend_row(
         return jax.lax.scan(
             lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st)), before, (q_jtk, blocks)
         )[1]
-    old = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), before, blocks)
+    old = jax.tree.map(_moved_on, before, blocks)
     return jax.vmap(block, in_axes=(0, 0, 0, None))(q_jtk, old, blocks, bias_st)
+
+
+def _moved_on(first: jax.Array, blocks_j: jax.Array) -> jax.Array:
+    """`first` and the blocks but the last; a rotation, of which devices swap only the borders."""
+    is_first = jnp.arange(blocks_j.shape[0]).reshape(-1, *(1,) * first.ndim) == 0
+    return jnp.where(is_first, first, jnp.roll(blocks_j, 1, axis=0))

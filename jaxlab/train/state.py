@@ -88,8 +88,12 @@ class StatePlan:
 
     def init(self) -> TrainState:
         """Makes the state; every leaf is computed on the devices that keep it."""
+        return self.lower_init().compile()()
+
+    def lower_init(self) -> jax.stages.Lowered:
+        """The program that makes the state; its `compile()` tells what it needs a device."""
         names = tuple(self.abstract.metrics)
-        return jax.jit(lambda: self._make(names), out_shardings=self.shardings)()
+        return jax.jit(lambda: self._make(names), out_shardings=self.shardings).lower()
 
     def init_carry(self) -> Any:
         """Makes the recurrent state alone."""

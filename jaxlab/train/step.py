@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -46,38 +46,66 @@ class Step:
 
     def __init__(
         self, view: View, objective: Objective, optimizer: optax.GradientTransformation, *,
-        mesh: Mesh, rules: Rules, accumulate: int,
+        mesh: Mesh, rules: Rules, accumulate: int, reduce_once: bool,
     ):
         if accumulate < 1:
             raise UsageError(f"accumulate={accumulate}; expected at least 1 micro-batch a step")
+        if reduce_once and view.state:
+            raise UsageError(
+                f"reduce_once takes models whose state is their parameters, got "
+                f"{next(iter(view.state))!r}; leave it off: such values are those of all rows"
+            )
         self._view, self._objective, self._optimizer = view, objective, optimizer
         self._mesh, self._rules, self._accumulate = mesh, rules, accumulate
         self._rows = batch_sharding(mesh, rules)
-        self._jitted: Callable[[TrainState, Batch], TrainState] | None = None
+        copies = any("data" in (axis or ()) for axis in self._rows.spec)
+        self._reduce_once = reduce_once and copies
+        self._placed: dict[str, NamedSharding] = {}
+        self._jitted: Any = None
         self.num_compilations = 0
 
     def __call__(self, state: TrainState, batch: Batch) -> TrainState:
         """Returns the state after one optimizer step on `batch` (arrays [b, ...])."""
+        jitted = self._prepared(state)
+        with use_mesh(self._mesh, self._rules):
+            return jitted(state, batch)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program of the step from shapes: of a `StatePlan`, and of a batch.
+
+        Its `compile()` tells memory a device (`memory_analysis`) and collectives (`as_text`);
+        nothing is allocated.
+        """
+        jitted = self._prepared(state)
+        with use_mesh(self._mesh, self._rules):
+            return jitted.lower(state, batch)
+
+    def _prepared(self, state: TrainState) -> Any:
         if self._jitted is None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+            self._placed = shardings.params
             self._jitted = jax.jit(
                 self._step, donate_argnums=0,
                 in_shardings=(shardings, self._rows), out_shardings=shardings,
             )
-        with use_mesh(self._mesh, self._rules):
-            return self._jitted(state, batch)
+        return self._jitted
 
     def _step(self, state: TrainState, batch: Batch) -> TrainState:
         # Runs under tracing only, and with all shardings given each trace is one program.
         self.num_compilations += 1
         own = {name: state.metrics[name] for name in state.metrics if name != "grad_norm"}
         key = named(state.key, "step", state.step)
-        if self._accumulate == 1:
+        if self._reduce_once:
+            grads, carry, metrics = self._reduced_once(state, batch, own, key)
+            model_state = state.model_state
+        elif self._accumulate == 1:
             part = self._part(state.params, state.model_state, batch, state.carry, named(key, 0))
             grads, model_state, carry = part.grads, part.model_state, part.carry
             metrics = _add(own, part.metrics)
         else:
-            grads, model_state, carry, metrics = self._accumulated(state, batch, own, key)
+            parts = batch, state.carry, state.model_state, own
+            sums, model_state, carry, metrics = self._accumulated(state.params, *parts, key)
+            grads = _mean(*sums, state.params)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         norm = {"grad_norm": (optax.tree.norm(grads).astype(jnp.float32), jnp.ones(()))}
         return TrainState(
@@ -92,48 +120,78 @@ class Step:
 
     def _part(
         self, params: Params, model_state: Mapping[str, Any], batch: Batch, carry: Any,
-        key: jax.Array,
+        key: jax.Array, *, weighted: bool = False,
     ) -> _Part:
+        """One micro-batch: gradients of its mean loss, or of that times its weight."""
+
         def loss_of(params: Params) -> tuple[jax.Array, tuple[Loss, dict[str, Any]]]:
             model = _Model(self._view, params, model_state)
             loss = self._objective(model, batch, carry, key)
-            return loss.value, (loss, model.state)
+            scale = jax.lax.stop_gradient(loss.weight) if weighted else 1.0
+            return loss.value * scale, (loss, model.state)
 
         (_, (loss, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         _require_same_carry(carry, loss.carry)
         metrics = loss.metrics | {"loss": (loss.value, loss.weight)}
-        return _Part(grads, loss.weight, model_state, loss.carry, metrics)
+        return _Part(self._place(grads), loss.weight, model_state, loss.carry, metrics)
+
+    def _place(self, grads: Params) -> Params:
+        """Gradients lie as their parameters do: what sums them leaves each device its shard."""
+        return {path: self._constrain(g, self._placed[path].spec) for path, g in grads.items()}
+
+    def _constrain(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if self._mesh.size == 1:
+            return x
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*_without(spec, manual)))
 
     def _accumulated(
-        self, state: TrainState, batch: Batch, sums: Metrics, key: jax.Array
-    ) -> tuple[Params, dict[str, Any], Any, Metrics]:
-        """The exact weighted mean of the gradients of micro-batches, one after the other."""
+        self, params: Params, batch: Batch, carry: Any, model_state: dict[str, Any],
+        sums: Metrics, key: jax.Array,
+    ) -> tuple[tuple[Params, jax.Array], dict[str, Any], Any, Metrics]:
+        """The sums of the gradients and weights of micro-batches, one after the other.
+
+        What is added up is the gradient of the summed loss, as it leaves the all-reduce: so a
+        compiler may add the shares of a device first and reduce them once, behind the loop.
+        """
 
         def body(totals: Any, part: Any) -> tuple[Any, Any]:
             grads, weight, model_state, sums = totals
             index, batch, carry = part
-            part = self._part(state.params, model_state, batch, carry, named(key, index))
-            grads = jax.tree.map(
-                lambda g, more: g + more.astype(g.dtype) * part.weight, grads, part.grads
-            )
+            part = self._part(params, model_state, batch, carry, named(key, index), weighted=True)
+            grads = jax.tree.map(lambda g, more: g + more.astype(g.dtype), grads, part.grads)
             totals = grads, weight + part.weight, part.model_state, _add(sums, part.metrics)
             return totals, part.carry
 
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
-        totals = (zeros, jnp.zeros(()), state.model_state, sums)
-        parts = (jnp.arange(self._accumulate), *map(self._split, (batch, state.carry)))
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        totals = (self._place(zeros), jnp.zeros(()), model_state, sums)
+        parts = (jnp.arange(self._accumulate), *map(self._split, (batch, carry)))
         (grads, weight, model_state, sums), carry = jax.lax.scan(body, totals, parts)
-        # Without any weight all gradients are zero already.
-        weight = jnp.where(weight > 0, weight, 1.0)
-        grads = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, state.params)
-        return grads, model_state, self._join(carry), sums
+        return (grads, weight), model_state, self._join(carry), sums
+
+    def _reduced_once(
+        self, state: TrainState, batch: Batch, own: Metrics, key: jax.Array
+    ) -> tuple[Params, Any, Metrics]:
+        """Each copy of the model sums up its own rows; one reduction over `data` joins them."""
+
+        def copy(params: Params, batch: Batch, carry: Any, key: jax.Array) -> Any:
+            key = named(key, "copy", jax.lax.axis_index("data"))
+            zeros = jax.tree.map(lambda _: jnp.zeros(()), own)
+            sums, _, carry, metrics = self._accumulated(params, batch, carry, {}, zeros, key)
+            return jax.lax.psum((sums, metrics), "data"), carry
+
+        whole, rows = PartitionSpec(), PartitionSpec("data")
+        (sums, metrics), carry = jax.shard_map(
+            copy, mesh=self._mesh, in_specs=(whole, rows, rows, whole), out_specs=(whole, rows),
+            axis_names={"data"}, check_vma=False,
+        )(state.params, batch, state.carry, key)
+        return _mean(*sums, state.params), carry, jax.tree.map(jnp.add, own, metrics)
 
     def _split(self, tree: Any) -> Any:
         """[b, ...] -> [micro-batch, rows, ...]: row i of micro-batch a is row i * accumulate + a.
 
         So every device keeps the rows it has, in every micro-batch.
         """
-        sharding = NamedSharding(self._mesh, PartitionSpec(None, *self._rows.spec))
 
         def split(x: jax.Array) -> jax.Array:
             rows, rest = divmod(x.shape[0], self._accumulate)
@@ -143,7 +201,7 @@ class Step:
                     f"{self._accumulate} micro-batches; change one of them"
                 )
             x = x.reshape(rows, self._accumulate, *x.shape[1:]).swapaxes(0, 1)
-            return x if self._mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+            return self._constrain(x, PartitionSpec(None, *self._rows.spec))
 
         return jax.tree.map(split, tree)
 
@@ -159,6 +217,7 @@ def make_step(
     mesh: Mesh,
     rules: Rules = RULES,
     accumulate: int = 1,
+    reduce_once: bool = False,
 ) -> Step:
     """Makes the training step of a model.
 
@@ -171,12 +230,20 @@ def make_step(
       rules: logical axis to mesh axes, for the activations.
       accumulate: number of micro-batches a batch is split into by rows. Gradients and metrics are
         averaged by the weights of the losses, as over the whole batch.
+      reduce_once: reduce gradients over the mesh axis `data` once a step, behind all layers and
+        micro-batches, on every backend. The objective then sees the rows of one copy of the model
+        at a time, with a key of its own: the same for means over rows, not for losses that compare
+        rows, and other noise than on one device.
 
     Raises:
-      UsageError: `accumulate` below 1; when the first batch is traced, rows that do not divide by
-        it, metrics other than those the state sums, or a carry that changes its shape.
+      UsageError: `accumulate` below 1; `reduce_once` for a model with running statistics; when the
+        first batch is traced, rows that do not divide by it, metrics other than those the state
+        sums, or a carry that changes its shape.
     """
-    return Step(view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate)
+    return Step(
+        view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate,
+        reduce_once=reduce_once,
+    )
 
 
 def metric_names(
@@ -254,6 +321,18 @@ class _Model:
             self._params, self.state, *args, **kwargs
         )
         return output
+
+
+def _mean(grads: Params, weight: jax.Array, params: Params) -> Params:
+    # Without any weight all gradients are zero already.
+    weight = jnp.where(weight > 0, weight, 1.0)
+    return jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, params)
+
+
+def _without(spec: PartitionSpec, manual: Iterable[str]) -> list[Any]:
+    """The entries of a spec without the mesh axes that are split by hand here."""
+    entries = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+    return [tuple(a for a in axes if a not in manual) or None for axes in entries]
 
 
 def _add(sums: Metrics, metrics: Metrics) -> Metrics:

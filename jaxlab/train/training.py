@@ -59,6 +59,8 @@ class TrainConfig:
       batch_size: rows of the batch over all devices.
       seed: of the model's initialisation and of what the steps draw.
       accumulate: micro-batches a batch is split into; it divides `batch_size`.
+      reduce_once: reduce gradients over `data` once a step; see `make_step` for what it asks of
+        the loss.
       log_every: steps a row of metrics.
       save_every: steps a checkpoint.
       eval_every: steps an evaluation; None evaluates at the end only.
@@ -79,6 +81,7 @@ class TrainConfig:
     batch_size: int = 8
     seed: int = 0
     accumulate: int = 1
+    reduce_once: bool = False
     log_every: int = 10
     save_every: int = 500
     eval_every: int | None = None
@@ -169,7 +172,8 @@ def run_training(
             run = Run(restored.state, int(restored.state.step), config.steps, stream)
             return _trained(plan.view, run.state), run
         step = make_step(
-            plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate
+            plan.view, objective, optimizer, mesh=mesh, rules=rules,
+            accumulate=config.accumulate, reduce_once=config.reduce_once,
         )
         with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
             state = _first_state(plan, restored, stream, writer)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,27 @@ from jaxlab.core import (
 )
 
 P = PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as far as meshes look at it."""
+
+    id: int
+    slice_index: int | None = None
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "fake"
+
+
+def chips(slices, per_slice, **kwargs):
+    """Devices of several slices, shuffled."""
+    made = [Chip(i, i // per_slice, **kwargs) for i in range(slices * per_slice)]
+    return [made[i] for i in np.random.default_rng(0).permutation(len(made))]
+
+
+def slice_of(mesh):
+    return np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +80,65 @@ def test_all_axes_are_placed_by_the_compiler(mesh):
 def test_sizes_that_do_not_fit_are_told(config, message):
     with pytest.raises(UsageError, match=message):
         make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "across"),
+    [
+        ({"data": 2, "tensor": 4}, 0),
+        ({"data": 4, "sequence": 2}, 0),
+        ({"data": 1, "fsdp": 4, "tensor": 2}, 1),
+    ],
+)
+def test_the_outermost_axis_that_is_used_crosses_the_slow_network(sizes, across):
+    found = slice_of(make_mesh(MeshConfig(**sizes), chips(2, 4)))
+    half = found.shape[across] // 2
+    first, second = np.split(found, [half], axis=across)
+    assert (first == 0).all() and (second == 1).all()
+
+
+def test_data_and_fsdp_share_the_slices_where_one_is_too_small():
+    found = slice_of(make_mesh(MeshConfig(data=2, fsdp=4), chips(4, 2)))
+    assert found[:, :, 0, 0].tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
+
+
+def test_hosts_of_several_devices_are_slices_where_devices_name_none():
+    hosts = [Chip(i, None, i % 2) for i in range(8)]
+    mesh = make_mesh(MeshConfig(data=2, tensor=4), hosts)
+    assert [{chip.process_index for chip in row.flat} for row in mesh.devices] == [{0}, {1}]
+    single = [Chip(i, None, i) for i in range(8)]
+    assert make_mesh(MeshConfig(tensor=8, data=1), single).shape["tensor"] == 8
+
+
+def test_slices_that_the_config_names_split_plain_devices_in_order():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2, slices=2))
+    flat = make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
+    assert mesh == flat and mesh.axis_types == flat.axis_types
+    three = MeshConfig(data=1, fsdp=4, slices=2)
+    assert [d.id for d in make_mesh(three, chips(1, 4)).devices.flat] == [
+        chip.id for chip in chips(1, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "message"),
+    [
+        (MeshConfig(data=1, tensor=8), chips(2, 4), "data=1.* 2 slices of 4 devices; make data a"),
+        (MeshConfig(data=3, tensor=4), chips(2, 6), "data=3.*tensor=4 does not lie over 2 slices"),
+        (MeshConfig(), [*chips(2, 4)[:-1]], "the 2 slices hold [34], [34] devices.*slices=1"),
+        (MeshConfig(slices=3), chips(2, 4), "slices=3 does not divide 8 devices"),
+        (MeshConfig(slices=0), chips(2, 4), "slices=0 does not divide 8 devices"),
+    ],
+)
+def test_sizes_that_do_not_divide_over_slices_are_told(config, devices, message):
+    with pytest.raises(UsageError, match=message) as error:
+        make_mesh(config, devices)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_can_be_taken_for_equal():
+    mesh = make_mesh(MeshConfig(data=1, tensor=8, slices=1), chips(2, 4))
+    assert mesh.shape["tensor"] == 8
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from jaxlab import train
 from jaxlab.core import Loss, UsageError, View, masked_mean
 
 
-def run_steps(toy, mesh, objective, *, count=3, accumulate=1, carry=True, stream=None):
+def run_steps(toy, mesh, objective, *, count=3, accumulate=1, carry=True, stream=None, **kwargs):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     make_carry = toy.carry() if carry else None
     view, state, _ = toy.make_state(mesh, optimizer, carry=make_carry)
-    step = train.make_step(view, objective, optimizer, mesh=mesh, accumulate=accumulate)
+    step = train.make_step(
+        view, objective, optimizer, mesh=mesh, accumulate=accumulate, **kwargs
+    )
     stream = stream or toy.Numbers()
     for _ in range(count):
         state = step(state, next(stream))
@@ -122,6 +124,35 @@ def test_eight_devices_give_what_one_gives(toy, plain, one, eight, accumulate):
     step, found = run_steps(toy, eight, toy.objective, accumulate=accumulate)
     assert_close(expected[1], found, 1e-5)
     assert step.num_compilations == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_that_are_reduced_once_are_the_same(toy, one, eight, accumulate):
+    _, expected = run_steps(toy, one, toy.quiet_objective)
+    step, found = run_steps(
+        toy, eight, toy.quiet_objective, accumulate=accumulate, reduce_once=True
+    )
+    assert_close(expected, found, 1e-5)
+    assert step.num_compilations == 1
+
+
+def test_copies_that_are_reduced_once_draw_different_noise(toy, eight):
+    def noise(model, batch, carry, key):
+        value = jax.random.normal(key) + 0 * model(batch["x"]).sum()
+        return Loss(value, jnp.ones(()), {"input": (value**2, jnp.ones(()))}, carry)
+
+    _, (_, _, metrics) = run_steps(toy, eight, noise, count=1, reduce_once=True)
+    total, square = (float(metrics[name][0]) for name in ("loss", "input"))
+    assert metrics["loss"][1] == 2
+    assert abs(square / 2 - (total / 2) ** 2) > 1e-3  # the variance of two copies
+
+
+def test_reduce_once_refuses_statistics_of_the_rows(toy, one):
+    view, _, _ = train.init_state(Normed, optax.sgd(0.0), key=0, mesh=one)
+    with pytest.raises(UsageError, match="reduce_once takes models .* got 'drop/"):
+        train.make_step(
+            view, toy.quiet_objective, optax.sgd(0.0), mesh=one, reduce_once=True
+        )
 
 
 def test_a_batch_without_targets_changes_nothing_but_stays_finite(toy, one):
