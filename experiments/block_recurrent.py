@@ -44,7 +44,12 @@ TEXT = {RECURRENT: "", WINDOWED: "slide"}
 RECALL = {RECURRENT: "recall", WINDOWED: "recall_slide"}
 # Accuracies of the recall claims (chance is 1/16), and how much longer a step may take.
 RECALLED, AT_CHANCE, SLOWER = 0.95, 0.12, 1.10
-MAY_CHANGE = ("train.log_every", "train.save_every", "train.keep_last", "train.prefetch")
+MAY_CHANGE = tuple(
+    f"train.{name}" for name in (
+        "log_every", "save_every", "keep_last", "prefetch", "on_divergence", "spike_factor",
+        "max_skips", "stuck_seconds",
+    )
+)
 
 
 def run(config: Config, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Errors of one line, with values and the way out: wrong input, and files that cannot be written."""
+"""Errors of one line, with values and the way out: wrong input, files that cannot be written."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class WriteError(OSError):
       error: what the system said; its `errno` becomes that of this error.
       good: what is still good.
 
-    >>> print(WriteError("w.json", "r/w.json", OSError(errno.ENOSPC, ""), "the old file stays"))
-    w.json cannot be written to 'r/w.json' (No space left on device); the old file stays; free some \
-space there and run the same command again
+    >>> print(WriteError("w.json", "r/w.json", OSError(errno.EIO, ""), "the old one stays"))
+    w.json cannot be written to 'r/w.json' (Input/output error); the old one stays; mend that and \
+run the same command again
     """
 
     def __init__(self, what: str, path: str | os.PathLike[str], error: OSError, good: str):
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = " ".join((os.strerror(error.errno) if error.errno else str(error)).split())
         way_out = "free some space there" if error.errno in FULL else "mend that"
         # Without the errno in `args`: OSError would print it as `[Errno 28]`.
         super().__init__(
-            f"{what} cannot be written to {os.fspath(path)!r} ({' '.join(reason.split())}); {good}; "
+            f"{what} cannot be written to {os.fspath(path)!r} ({reason}); {good}; "
             f"{way_out} and run the same command again"
         )
         self.errno = error.errno

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+"""The file in a workdir that has the rows."""
+
 TENSORBOARD_FOLDER = "tensorboard"
 
 

@@ -192,6 +192,17 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
+    def set_aside_newest(self, label: str) -> bool:
+        """Renames the newest checkpoint to `<label>-<step>`, so that an older one is the newest.
+
+        Returns:
+          False where it is the only one: it stays.
+        """
+        if len(self._steps()) < 2:
+            return False
+        self._set_aside(self._steps()[-1:], label)
+        return True
+
     def wait(self) -> None:
         """Returns when everything saved is on disk.
 
@@ -310,10 +321,10 @@ class Checkpoints:
     def _where(self) -> str:
         return repr(os.fspath(self.folder))
 
-    def _set_aside(self, steps: Iterable[int]) -> None:
+    def _set_aside(self, steps: Iterable[int], label: str = "unreadable") -> None:
         # The manager would pass over, in silence, a save under a step that exists.
         for step in [] if self._read_only else steps:
-            aside = self.folder / f"unreadable-{step}"
+            aside = self.folder / f"{label}-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
         self._manager.reload()

@@ -2,9 +2,13 @@
 
     python -m experiments.NAME --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
-What a user got wrong gives one line and exit code 2, a run whose numbers are no longer finite one
-line and 3, a run stopped by a signal one line and 128 plus the signal's number (130 for Ctrl-C, 143
-for SIGTERM): the same command then continues it.
+A run that ends before its time says so in one line. Its exit code is
+    2: what was given cannot be used: a flag, a config, a workdir, data that cannot be read;
+    3: training diverged: numbers that are not finite, or a spike of the loss;
+    4: no step was done within `train.stuck_seconds`; the stacks of all threads stand above it;
+    5: something could not be written, for one because the disk is full;
+    128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM.
+After 4, 5 and a signal the same command continues from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from jaxlab.core import UsageError, flatten, nearest, to_dict
+from jaxlab.core import FULL, UsageError, WriteError, flatten, nearest, to_dict
 from jaxlab.results import Record
 from jaxlab.train.config_files import (
     load_variants,
@@ -31,7 +35,7 @@ from jaxlab.train.config_files import (
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
-USAGE, DIVERGED, INTERRUPTED = 2, 3, 128
+USAGE, DIVERGED, NOT_WRITTEN, INTERRUPTED = 2, 3, 5, 128
 
 
 def main(
@@ -86,6 +90,14 @@ class Command:
             return self._fail(error, USAGE)
         except TrainingDiverged as error:
             return self._fail(error, DIVERGED)
+        except WriteError as error:
+            return self._fail(error, NOT_WRITTEN)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = error.filename or "a file"
+            return self._fail(WriteError("what was asked for", where, error, "all else stays"),
+                              NOT_WRITTEN)
         except TrainingInterrupted as error:
             return self._fail(error, INTERRUPTED + error.signal)
         except KeyboardInterrupt:
