@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import operator
 import os
@@ -123,8 +122,10 @@ class MetricWriter:
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        # On a full disk the first error, which is on its way, says more than that of closing.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(WriteError):
+            self.close()
 
     def _cut_torn_line(self) -> None:
         content = self._path.read_bytes()
@@ -135,9 +136,10 @@ class MetricWriter:
     def _append(self, line: bytes, step: int) -> None:
         size = os.fstat(self._file.fileno()).st_size
         try:
-            # Where space ends in the middle of a line, a part of it is written and nothing raised.
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Where space ends in the middle of a line, a part of it is written and nothing raised:
+            # the attempt to write the rest raises.
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)

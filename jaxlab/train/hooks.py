@@ -72,7 +72,6 @@ class SaveCheckpoint(Hook):
 
     def finish(self, run: Run) -> None:
         """Saves the last step and waits until all is on disk."""
-        self._checkpoints.wait()
         if run.step not in (self._begun, self._checkpoints.latest_step()):
             self._save(run)
         self._checkpoints.wait()
@@ -82,6 +81,7 @@ class SaveCheckpoint(Hook):
         return run.step % self._save_every == 0
 
     def _save(self, run: Run) -> None:
+        self._checkpoints.wait()  # what went wrong there is known before more is written
         run.flush()
         self._checkpoints.save(run.state, run.data.state(), self._meta)
 
