@@ -6,7 +6,9 @@ from jaxlab.core.config import differences as differences
 from jaxlab.core.config import from_dict as from_dict
 from jaxlab.core.config import override as override
 from jaxlab.core.config import to_dict as to_dict
+from jaxlab.core.errors import FULL as FULL
 from jaxlab.core.errors import UsageError as UsageError
+from jaxlab.core.errors import WriteError as WriteError
 from jaxlab.core.errors import nearest as nearest
 from jaxlab.core.hosts import MainHostError as MainHostError
 from jaxlab.core.hosts import all_hosts as all_hosts

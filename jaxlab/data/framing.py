@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
+from jaxlab.data.reading import read_patiently
 from jaxlab.data.sources import Source
 from jaxlab.data.tokenizers import Tokenizer
 
@@ -68,7 +69,8 @@ class FramedDocuments:
         max_tokens: a document is cut off after this many tokens; None keeps it whole.
 
     Raises:
-        UsageError: `source` has no document.
+        UsageError: `source` has no document; when one is asked for, it cannot be read: the message
+            names it.
     """
 
     def __init__(
@@ -90,9 +92,13 @@ class FramedDocuments:
     def __getitem__(self, index: int) -> Framed:
         document = self._live.get(index)
         if document is None:
-            document = self._live[index] = self._frame(self._source[index])
+            document = self._live[index] = self._frame(self._read(index))
         self._keep(index, document)
         return document
+
+    def _read(self, index: int) -> bytes:
+        name = f"document {self._source.names[index]!r}"
+        return read_patiently(lambda: self._source[index], name)
 
     def _frame(self, data: bytes) -> Framed:
         tokens = self._tokenizer.encode(data)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
+from jaxlab.core import UsageError
 from jaxlab.data.framing import require_positive
 from jaxlab.data.state import State
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+CHECK_SECONDS = 1.0
+"""How often `next` looks whether the thread that it waits for is still there."""
 
 
 class Stream(Protocol):
@@ -36,10 +43,15 @@ class Prefetch(Generic[T]):
     The thread starts at once; restore the stream before. Nothing else may use the stream until
     `close` has returned. Use as a context manager, or call `close`.
 
+    What the stream or `transfer` raises comes out of `next` with a note that says at which batch.
+    A thread that is gone without an error is started again from the position behind the last batch
+    that it made, `restarts` times.
+
     Args:
         stream: the batches.
         size: how many batches are made ahead at most.
         transfer: run on the thread for each batch, for example a copy to the devices.
+        restarts: how often a thread that died is started again.
 
     Attributes:
         wait_seconds: total time in which `next` waited for a batch.
@@ -49,19 +61,20 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(
-        self, stream: Stream, size: int = 2, transfer: Callable[[Any], T] | None = None
+        self, stream: Stream, size: int = 2, transfer: Callable[[Any], T] | None = None, *,
+        restarts: int = 2,
     ):
         require_positive(size=size)
         self.wait_seconds = 0.0
         self._stream, self._size = stream, size
         self._transfer = transfer if transfer is not None else lambda batch: batch
-        self._state = stream.state()
+        self._state = self._made = stream.state()
+        self._num_made, self._restarts, self._restarts_left = 0, restarts, restarts
         self._ready: deque[tuple[T, State]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -71,10 +84,15 @@ class Prefetch(Generic[T]):
 
         Raises:
             RuntimeError: after `close`.
+            UsageError: the thread died once more than it may be started again.
         """
         began = time.perf_counter()
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
+            while not self._changed.wait_for(
+                lambda: self._ready or self._error or self._closed, CHECK_SECONDS
+            ):
+                if not self._thread.is_alive():
+                    self._restart()
             self.wait_seconds += time.perf_counter() - began
             if self._closed:
                 raise RuntimeError("this Prefetch is closed; make another one over the stream")
@@ -89,19 +107,43 @@ class Prefetch(Generic[T]):
         """Returns the stream's state right after the last batch that was handed out."""
         return self._state
 
-    def close(self) -> None:
-        """Stops the thread after the batch it is making, and waits for it; drops what is ready."""
+    def close(self, seconds: float | None = None) -> None:
+        """Stops the thread after the batch it is making, and waits for it; drops what is ready.
+
+        Args:
+            seconds: waits no longer than this; None waits till the end.
+        """
         with self._changed:
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def __enter__(self) -> Prefetch[T]:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Who presses Ctrl-C waits for no read that hangs.
+        self.close(1.0 if kind is KeyboardInterrupt else None)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        thread.start()
+        return thread
+
+    def _restart(self) -> None:
+        """Starts the thread again where the last one had come to."""
+        where = f"while making batch {self._num_made + 1}"
+        if not self._restarts_left:
+            raise UsageError(
+                f"the data thread 'prefetch' died {where}, without an error, after it had been "
+                f"started again {self._restarts} times; look for what ends threads there, such as "
+                "a library that forks the process"
+            )
+        self._restarts_left -= 1
+        log.warning("the data thread 'prefetch' died %s, without an error; started again", where)
+        self._stream.restore(self._made)
+        self._thread = self._start()
 
     def _run(self) -> None:
         try:
@@ -109,6 +151,10 @@ class Prefetch(Generic[T]):
                 batch = next(self._stream)
                 self._put(self._transfer(batch), self._stream.state())
         except BaseException as error:  # whatever it is, the consumer must see it
+            if not isinstance(error, StopIteration):
+                error.add_note(
+                    f"raised on the data thread 'prefetch' while making batch {self._num_made + 1}"
+                )
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -122,4 +168,5 @@ class Prefetch(Generic[T]):
         with self._changed:
             if not self._closed:
                 self._ready.append((batch, state))
+                self._made, self._num_made = state, self._num_made + 1
                 self._changed.notify_all()

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxlab.core import UsageError
+from jaxlab.data.reading import read_patiently
 
 
 @runtime_checkable
@@ -146,13 +147,7 @@ def _checked_size(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{str(path)!r} cannot be read ({error.strerror}); it was there when the source was "
-            f"opened: put it back or open the source again"
-        ) from error
+    return read_patiently(path.read_bytes, repr(str(path)))
 
 
 # Distributions ship these apart from the interpreter, generate them at build time or patch them in;

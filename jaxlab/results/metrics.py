@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, WriteError
 from jaxlab.results.storage import plain, replace_file
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+"""The file in a workdir that has the rows."""
+
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -88,10 +91,11 @@ class MetricWriter:
 
         Raises:
           UsageError: for a name without a split, or a value that is not one number.
+          WriteError: the disk takes no more; the rows before are whole.
         """
         step = operator.index(step)
         scalars = {name: _scalar(name, value) for name, value in metrics.items()}
-        self._file.write(_dump({"step": step, **plain(scalars)}))
+        self._append(_dump({"step": step, **plain(scalars)}), step)
         if self._events_folder is not None:
             events = self._open_events()
             for name, value in scalars.items():
@@ -118,8 +122,10 @@ class MetricWriter:
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        # On a full disk the first error, which is on its way, says more than that of closing.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(WriteError):
+            self.close()
 
     def _cut_torn_line(self) -> None:
         content = self._path.read_bytes()
@@ -127,7 +133,24 @@ class MetricWriter:
         if whole < len(content):
             os.truncate(self._path, whole)
 
+    def _append(self, line: bytes, step: int) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            # Where space ends in the middle of a line, a part of it is written and nothing raised:
+            # the attempt to write the rest raises.
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            good = "the rows before and all checkpoints stay"
+            raise WriteError(f"the metrics of step {step}", self._path, error, good) from error
+
     def _open_events(self) -> SummaryWriter:
+        if self._events is not None and not _is_written(self._events):
+            # With its thread gone its queue would fill up, and block the training for ever.
+            self._events = None
+            raise self._events_failed(OSError("its thread died"))
         if self._events is None:
             from tensorboardX import SummaryWriter
 
@@ -142,9 +165,24 @@ class MetricWriter:
         return self._events
 
     def _close_events(self) -> None:
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        events, self._events = self._events, None
+        try:
+            if events is not None and _is_written(events):
+                events.close()
+        except OSError as error:
+            raise self._events_failed(error) from error
+
+    def _events_failed(self, error: OSError) -> WriteError:
+        assert self._events_folder is not None
+        good = f"{METRICS_FILE} and all checkpoints stay"
+        return WriteError("TensorBoard events", self._events_folder, error, good)
+
+
+def _is_written(events: SummaryWriter) -> bool:
+    """False where the thread behind the event file has died, for one on a full disk."""
+    writer = getattr(getattr(events, "file_writer", None), "event_writer", None)
+    worker = getattr(writer, "_worker", None)
+    return worker is None or worker.is_alive()
 
 
 class NoMetrics:

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from jaxlab.core import WriteError
+
 
 def plain(value: Any) -> Any:
     """Returns `value` as what strict JSON can hold.
@@ -43,6 +45,9 @@ def replace_file(path: str | os.PathLike[str], content: str | bytes) -> pathlib.
     """Writes `content` so that a reader sees the old file or the new one, never a part of one.
 
     Text is written as UTF-8. When writing fails the old file stays and nothing else is left.
+
+    Raises:
+      WriteError: the file system takes no more.
     """
     path = pathlib.Path(path)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -52,6 +57,8 @@ def replace_file(path: str | os.PathLike[str], content: str | bytes) -> pathlib.
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
+    except OSError as error:
+        raise WriteError(path.name, path, error, "what was there stays") from error
     finally:
         scratch.unlink(missing_ok=True)
     return path

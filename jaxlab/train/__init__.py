@@ -21,6 +21,7 @@ from jaxlab.train.optimizers import OptimizerConfig as OptimizerConfig
 from jaxlab.train.optimizers import build as build_optimizer
 from jaxlab.train.optimizers import schedule as schedule
 from jaxlab.train.progress import ProgressBar as ProgressBar
+from jaxlab.train.recovery import StopOnSpike as StopOnSpike
 from jaxlab.train.repeat import python_command as python_command
 from jaxlab.train.repeat import repeat_command as repeat_command
 from jaxlab.train.repeat import values_of as values_of
@@ -42,14 +43,15 @@ from jaxlab.train.training import MAY_CHANGE as MAY_CHANGE
 from jaxlab.train.training import TrainConfig as TrainConfig
 from jaxlab.train.training import describe as describe
 from jaxlab.train.training import run_training as run_training
+from jaxlab.train.watchdog import Watchdog as Watchdog
 
 __all__ = [
     "MAY_CHANGE", "Build", "Checkpoints", "Evaluate", "Hook", "LogMetrics", "OptimizerConfig",
     "ProgressBar",
     "Restored", "Run", "SaveCheckpoint", "Seconds", "StatePlan", "Step", "StopOnNaN",
-    "StopOnSignal", "TrainConfig", "TrainState", "TrainingDiverged", "TrainingInterrupted",
-    "Writer", "build_optimizer", "connect", "describe", "fit", "init_state", "load_model", "main",
-    "make_eval", "make_step", "metric_names", "plan_state", "python_command", "repeat_command",
-    "restore_params", "reuse_memory",
-    "run_training", "schedule", "values_of", "with_command",
+    "StopOnSignal", "StopOnSpike", "TrainConfig", "TrainState", "TrainingDiverged",
+    "TrainingInterrupted", "Watchdog", "Writer", "build_optimizer", "connect", "describe", "fit",
+    "init_state", "load_model", "main", "make_eval", "make_step", "metric_names", "plan_state",
+    "python_command", "repeat_command", "restore_params", "reuse_memory", "run_training",
+    "schedule", "values_of", "with_command",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
+
 from jaxlab import __version__
-from jaxlab.core import Params, UsageError, gather, nearest, on_main_host
+from jaxlab.core import Params, UsageError, WriteError, gather, nearest, on_main_host
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
     carry_has_other_rows,
@@ -25,6 +28,7 @@ from jaxlab.train.manifest import (
     require_same_leaves,
     state_of,
 )
+from jaxlab.train.saving import QuietErrors, cause_of, close_failed, remove_folders
 from jaxlab.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -92,7 +96,15 @@ class Checkpoints:
         self._read_only = read_only
         if not read_only:
             on_main_host(lambda: _make_folder(self.folder))
-        self._manager = _open_manager(self.folder, keep_last, keep_every, keep_best, read_only)
+        self._open = functools.partial(
+            _open_manager, self.folder, keep_last, keep_every, keep_best, read_only
+        )
+        self._manager = self._open()
+        self._saving: int | None = None
+        self._failed = False
+        self._quiet = contextlib.ExitStack()
+        if not read_only:
+            self._quiet.enter_context(QuietErrors())
 
     def save(
         self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None,
@@ -107,8 +119,13 @@ class Checkpoints:
           data_state: the place in the data that belongs to it, as plain JSON.
           meta: what tells this run from others, as plain JSON; the version is added.
           measured: metrics by `split/name`, with `best_metric` among them where it is known.
+
+        Raises:
+          WriteError: the disk takes no more, now or in the save before; see `wait`.
         """
         from orbax.checkpoint import args
+
+        self.wait()
 
         items = items_of(state)
         own = {
@@ -118,14 +135,16 @@ class Checkpoints:
         }
         rank = self._rank(measured or {}, int(state.step))
         arrays = {name: args.StandardSave(item) for name, item in items.items()}
-        self._manager.save(
-            int(state.step),
-            args=args.Composite(
-                **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
-            ),
-            # The manager ranks from worst to best by this.
-            metrics=None if rank is None else {"rank": rank},
-        )
+        self._saving = int(state.step)
+        with self._writing():
+            self._manager.save(
+                self._saving,
+                args=args.Composite(
+                    **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
+                ),
+                # The manager ranks from worst to best by this.
+                metrics=None if rank is None else {"rank": rank},
+            )
 
     def restore(self, target: TrainState) -> Restored | None:
         """Reads the newest checkpoint that can be read.
@@ -193,14 +212,39 @@ class Checkpoints:
         ranks = {step: self._manager.metrics(step) for step in self._steps()}
         known = {step: rank["rank"] for step, rank in ranks.items() if rank}
         return max(known, key=lambda step: known[step], default=None)
+    def set_aside_newest(self, label: str) -> bool:
+        """Renames the newest checkpoint to `<label>-<step>`, so that an older one is the newest.
+
+        Returns:
+          False where it is the only one: it stays.
+        """
+        if len(self._steps()) < 2:
+            return False
+        self._set_aside(self._steps()[-1:], label)
+        return True
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises what went wrong in writing it."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          WriteError: it could not be written. What was written of it is removed; the checkpoints
+            before it stay.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    def check(self) -> None:
+        """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        self._manager.close()
+        if not self._failed:
+            with self._writing():
+                self._manager.close()
+        self._quiet.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -210,6 +254,34 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            step, self._saving = self._saving, None
+            self._give_up(step)
+            newest = self.latest_step()
+            good = (
+                "there is no checkpoint before it" if newest is None
+                else f"the checkpoint of step {newest} is whole and kept"
+            )
+            raise WriteError(f"the checkpoint of step {step}", self.folder, cause, good) from error
+
+    def _give_up(self, step: int | None) -> None:
+        """Ends a save that failed, frees the space that it took, and looks what is there."""
+        if jax.process_count() > 1:
+            # To close takes all processes, and those without an error do not know of it. The next
+            # start removes what is left.
+            self._failed = True
+            return
+        close_failed(self._manager.close)
+        remove_folders(self.folder, f"{step}.*tmp*")
+        self._manager = self._open()
 
     def _newest(
         self, read: Callable[[int], Any], steps: Iterable[int] | None = None
@@ -291,11 +363,11 @@ class Checkpoints:
     def _where(self) -> str:
         return repr(os.fspath(self.folder))
 
-    def _set_aside(self, steps: Iterable[int]) -> None:
+    def _set_aside(self, steps: Iterable[int], label: str = "unreadable") -> None:
         # The manager would pass over, in silence, a save under a step that exists.
         def move() -> None:
             for step in steps:
-                aside = self.folder / f"unreadable-{step}"
+                aside = self.folder / f"{label}-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
 

@@ -2,11 +2,15 @@
 
     python -m experiments.NAME --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
-What a user got wrong gives one line and exit code 2, and a run whose numbers are no longer finite
-one line and 3. A run that has to stop before its end saves and says so in one line: after Ctrl-C
-with 130, after SIGTERM, which announces that the machine is wanted elsewhere, with 75 (EX_TEMPFAIL
-of sysexits.h: run me again), and with 75 too when another host of the run is lost. The same command
-then continues it.
+A run that ends before its time says so in one line. Its exit code is
+    2: what was given cannot be used: a flag, a config, a workdir, data that cannot be read;
+    3: training diverged: numbers that are not finite, or a spike of the loss;
+    4: no step was done within `train.stuck_seconds`; the stacks of all threads stand above it;
+    5: something could not be written, for one because the disk is full;
+    75: run me again (EX_TEMPFAIL of sysexits.h): all is saved after a SIGTERM, which announces
+        that the machine is wanted elsewhere; or another host of the run is lost;
+    130: stopped by Ctrl-C.
+After 4, 5, 75 and 130 the same command continues from the newest checkpoint.
 
 With several processes, each is started with the same command; see `train.connect` for how they
 find each other. Only the main host prints.
@@ -28,8 +32,10 @@ import jax
 from absl import flags
 
 from jaxlab.core import (
+    FULL,
     MainHostError,
     UsageError,
+    WriteError,
     flatten,
     is_main_host,
     nearest,
@@ -47,7 +53,7 @@ from jaxlab.train.connect import connect, leave, quiet_unless_main
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
-USAGE, DIVERGED, RUN_AGAIN, CTRL_C = 2, 3, 75, 130
+USAGE, DIVERGED, NOT_WRITTEN, RUN_AGAIN, CTRL_C = 2, 3, 5, 75, 130
 
 
 def main(
@@ -104,6 +110,15 @@ class Command:
             return self._fail(error, USAGE)
         except TrainingDiverged as error:
             return self._fail(error if is_main_host() else None, DIVERGED)
+        except WriteError as error:
+            return self._fail(error, NOT_WRITTEN)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = error.filename or "a file"
+            return self._fail(
+                WriteError("what was asked for", where, error, "all else stays"), NOT_WRITTEN
+            )
         except TrainingInterrupted as error:
             code = CTRL_C if error.signal is signal.SIGINT else RUN_AGAIN
             # All hosts have saved, and leave together.

@@ -48,25 +48,44 @@ class Hook:
 
 
 class SaveCheckpoint(Hook):
-    """Saves the run every so many steps and at its end."""
+    """Saves the run every so many steps and at its end.
+
+    What goes wrong in writing a checkpoint, such as a full disk, ends the run after the step at
+    which it is known.
+    """
 
     def __init__(
         self, checkpoints: Checkpoints, every: int, meta: Mapping[str, Any] | None = None
     ):
-        self.every = _positive(every)
+        self._save_every = _positive(every)
         self._checkpoints, self._meta = checkpoints, dict(meta or {})
+        self._begun: int | None = None
+
+    def start(self, run: Run) -> None:
+        """Takes note of where the run begins: until there is a step there is nothing to save."""
+        self._begun = run.step
 
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""
-        run.flush()
-        place = join_states(gather(run.data.state()))
-        self._checkpoints.save(run.state, place, self._meta, run.measured)
+        self._checkpoints.check()
+        if run.step % self._save_every == 0:
+            self._save(run)
 
     def finish(self, run: Run) -> None:
         """Saves the last step and waits until all is on disk."""
-        if self._checkpoints.latest_step() != run.step:
-            self.after_step(run)
+        if run.step not in (self._begun, self._checkpoints.latest_step()):
+            self._save(run)
         self._checkpoints.wait()
+
+    def is_due(self, run: Run) -> bool:
+        """Whether the run is saved at this step."""
+        return run.step % self._save_every == 0
+
+    def _save(self, run: Run) -> None:
+        self._checkpoints.wait()  # what went wrong there is known before more is written
+        run.flush()
+        place = join_states(gather(run.data.state()))
+        self._checkpoints.save(run.state, place, self._meta, run.measured)
 
 
 class Evaluate(Hook):

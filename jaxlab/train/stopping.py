@@ -1,4 +1,4 @@
-"""Runs that end before their time: a loss that is no number, and signals."""
+"""Runs that end before their time: numbers that are not finite, and signals."""
 
 from __future__ import annotations
 
@@ -21,24 +21,40 @@ if TYPE_CHECKING:
 
 
 class TrainingDiverged(RuntimeError):
-    """A run whose numbers are no longer finite.
+    """A run whose numbers are no longer finite, or whose loss jumped.
 
     Attributes:
+      what: what diverged.
       step: at which that was found.
       checkpoint: step of the last good checkpoint, or None.
     """
 
-    def __init__(self, what: str, step: int, checkpoint: int | None):
-        self.step, self.checkpoint = step, checkpoint
+    def __init__(self, what: str, step: int, checkpoint: int | None, skips: int | None = None):
+        self.what, self.step, self.checkpoint = what, step, checkpoint
         kept = (
             "no checkpoint was saved before" if checkpoint is None
             else f"the checkpoint of step {checkpoint} is good and kept"
         )
-        super().__init__(
-            f"training diverged: {what} at step {step}; {kept}; try a lower "
-            "optimizer.learning_rate, a longer optimizer.warmup_steps, optimizer.clip_norm=1, or "
-            "look at the data there"
+        again = "" if skips is None else f" again after {skips} skips, which train.max_skips allows"
+        way_out = (
+            "look at the data there, or pass over them with train.on_divergence=skip"
+            if skips is None else "look at the data there"
         )
+        super().__init__(
+            f"training diverged{again}: {what} at step {step}; {kept}; try a lower "
+            "optimizer.learning_rate, a longer optimizer.warmup_steps, optimizer.clip_norm=1, "
+            f"{way_out}"
+        )
+
+    @classmethod
+    def at(
+        cls, what: str, step: int, checkpoints: Checkpoints | None, skips: int | None = None
+    ) -> TrainingDiverged:
+        """The error that names the newest whole checkpoint, once all saving is over."""
+        if checkpoints is not None:
+            checkpoints.wait()
+        good = None if checkpoints is None else checkpoints.latest_step()
+        return cls(what, step, good, skips)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -80,7 +96,8 @@ class StopOnNaN(Hook):
             for name in ("train/loss", "train/grad_norm"):
                 value = run.latest.get(name, 0.0)
                 if not math.isfinite(value):
-                    self._raise(f"{name} is {value}", int(run.latest["step"]))
+                    step = int(run.latest["step"])
+                    raise TrainingDiverged.at(f"{name} is {value}", step, self._checkpoints)
 
     def flush(self, run: Run) -> None:
         """Looks at the whole state."""
@@ -91,15 +108,11 @@ class StopOnNaN(Hook):
                  "the carry": state.carry}
         for what, finite in run.fetch(_all_finite(parts)).items():
             if not finite:
-                self._raise(f"{what} are not finite", run.step)
+                raise TrainingDiverged.at(f"{what} are not finite", run.step, self._checkpoints)
 
     def finish(self, run: Run) -> None:
         """Looks at the last row and the last state."""
         self.flush(run)
-
-    def _raise(self, what: str, step: int) -> None:
-        good = None if self._checkpoints is None else self._checkpoints.latest_step()
-        raise TrainingDiverged(what, step, good)
 
 
 @jax.jit

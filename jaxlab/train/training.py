@@ -36,16 +36,26 @@ from jaxlab.train.logs import LogMetrics
 from jaxlab.train.loop import Run, fit
 from jaxlab.train.optimizers import OptimizerConfig
 from jaxlab.train.progress import ProgressBar
+from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
 from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
 from jaxlab.train.step import make_step, metric_names
-from jaxlab.train.stopping import StopOnNaN, StopOnSignal, TrainingInterrupted
+from jaxlab.train.stopping import (
+    StopOnNaN,
+    StopOnSignal,
+    TrainingDiverged,
+    TrainingInterrupted,
+)
+from jaxlab.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 KEPT = ("keep_last", "keep_every", "keep_best", "best_metric", "best_mode")
 """The fields of `TrainConfig` that `Checkpoints` takes."""
 
-MAY_CHANGE = (*KEPT, "log_every", "save_every", "prefetch", "mesh")
+MAY_CHANGE = (
+    *KEPT, "log_every", "save_every", "prefetch", "mesh", "on_divergence", "spike_factor",
+    "max_skips", "stuck_seconds",
+)
 """The fields of `TrainConfig` that do not change what a run computes: a run that is taken up again
 may have others."""
 
@@ -69,6 +79,14 @@ class TrainConfig:
         `held_out/bits_per_byte`; a checkpoint has the value last measured before it, so let
         `save_every` be a multiple of `eval_every`.
       prefetch: batches made ahead.
+      on_divergence: what follows numbers that are not finite, or a spike: `stop` ends the run;
+        `skip` goes back to the last good checkpoint and passes over the batches after it, as
+        arXiv:2204.02311, section 5.1, does.
+      spike_factor: a training loss of more than this times the median of the last rows of metrics
+        is a spike (see `StopOnSpike`); None: there are no spikes, only numbers that are not finite.
+      max_skips: how often a run skips, in all, before a divergence ends it.
+      stuck_seconds: a run in which no step is done for so long prints the stacks of its threads and
+        ends (see `Watchdog`); None waits for ever.
       strict_sharding: refuse parameter axes that do not divide over the mesh.
       mesh: how the devices are laid out.
       optimizer: the optimizer and its learning rate.
@@ -91,18 +109,32 @@ class TrainConfig:
     best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"
     prefetch: int = 2
+    on_divergence: Literal["stop", "skip"] = "stop"
+    spike_factor: float | None = None
+    max_skips: int = 3
+    stuck_seconds: float | None = None
     strict_sharding: bool = False
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        least = {"seed": 0}
+        least = {"seed": 0, "max_skips": 0}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < least.get(field.name, 1):
                 raise UsageError(
                     f"train field {field.name}={value}; it takes a whole number of "
                     f"{least.get(field.name, 1)} or more"
+                )
+        if self.on_divergence not in ("stop", "skip"):
+            raise UsageError(
+                f"train field on_divergence={self.on_divergence!r}; it takes 'stop' or 'skip'"
+            )
+        for name, above in (("spike_factor", 1), ("stuck_seconds", 0)):
+            value = getattr(self, name)
+            if value is not None and not above < value < math.inf:
+                raise UsageError(
+                    f"train field {name}={value}; it takes a number above {above}, or none"
                 )
         if self.batch_size % self.accumulate:
             raise UsageError(
@@ -140,7 +172,8 @@ def run_training(
         hosts, each reads its rows, see `core.host_rows`.
       workdir: an existing folder or a `Record`.
       init_carry: makes the recurrent state of so many rows.
-      hooks: more of them, called behind logs, evaluation and progress bar, before checkpoints.
+      hooks: more of them, called behind logs, evaluation and progress bar, before checkpoints;
+        started once more each time that the run goes back to a checkpoint.
       evaluate: `evaluate(state)` gives a row of metrics every `config.eval_every` steps and at the
         end.
       meta: kept in the checkpoints, as plain JSON.
@@ -153,7 +186,8 @@ def run_training(
 
     Raises:
       UsageError: sizes that do not fit each other or the devices; a checkpoint of another config.
-      TrainingDiverged: numbers that are not finite.
+      TrainingDiverged: numbers that are not finite, or a spike, as the config has it.
+      WriteError: a disk that takes no more; the checkpoints before are good.
       TrainingInterrupted: SIGINT or SIGTERM; all is saved.
     """
     mesh = make_mesh(config.mesh)
@@ -165,34 +199,49 @@ def run_training(
             "%d parameter axes stay replicated, the first: %s", len(plan.notes), plan.notes[0]
         )
     workdir = pathlib.Path(workdir)
+    step = make_step(
+        plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate,
+        reduce_once=config.reduce_once,
+    )
+    beginning = stream.state()
     kept = {name: getattr(config, name) for name in KEPT}
     with Checkpoints(workdir / FOLDER, **kept) as checkpoints:
-        restored = checkpoints.restore(plan.abstract)
-        if restored is not None and int(restored.state.step) >= config.steps:
-            run = Run(restored.state, int(restored.state.step), config.steps, stream)
-            return _trained(plan.view, run.state), run
-        step = make_step(
-            plan.view, objective, optimizer, mesh=mesh, rules=rules,
-            accumulate=config.accumulate, reduce_once=config.reduce_once,
+        recovery = Recovery(
+            checkpoints, Skips.read(workdir / FOLDER), config.max_skips,
+            enabled=config.on_divergence == "skip",
         )
-        with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
-            state = _first_state(plan, restored, stream, writer)
-            all_hooks = [
-                LogMetrics(
-                    writer, config.log_every, optimizers.schedule(config.optimizer, config.steps)
-                ),
-                StopOnNaN(checkpoints),
-                *_evaluations(config, evaluate, writer),
-                *([ProgressBar(description)] if is_main_host() else []),
-                *hooks,
-                SaveCheckpoint(checkpoints, config.save_every, meta),
-                StopOnSignal(),
-            ]
-            with Prefetch(stream, config.prefetch, _transfer(mesh, rules)) as batches:
-                run = fit(
-                    step, state, batches, steps=config.steps, hooks=all_hooks,
-                    tokens_per_step=tokens_per_step,
-                )
+        while True:
+            restored = checkpoints.restore(plan.abstract)
+            if restored is not None and int(restored.state.step) >= config.steps:
+                run = Run(restored.state, int(restored.state.step), config.steps, stream)
+                return _trained(plan.view, run.state), run
+            try:
+                with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
+                    state = _first_state(plan, restored, stream, beginning, writer)
+                    recovery.pass_over(stream, int(state.step))
+                    all_hooks = [
+                        *_watchdogs(config, checkpoints),
+                        LogMetrics(
+                            writer, config.log_every,
+                            optimizers.schedule(config.optimizer, config.steps),
+                        ),
+                        StopOnNaN(checkpoints),
+                        *_spikes(config, workdir, int(state.step), checkpoints),
+                        *_evaluations(config, evaluate, writer),
+                        *([ProgressBar(description)] if is_main_host() else []),
+                        *hooks,
+                        SaveCheckpoint(checkpoints, config.save_every, meta),
+                        StopOnSignal(),
+                    ]
+                    with Prefetch(stream, config.prefetch, _transfer(mesh, rules)) as batches:
+                        run = fit(
+                            step, state, batches, steps=config.steps, hooks=all_hooks,
+                            tokens_per_step=tokens_per_step,
+                        )
+                break
+            except TrainingDiverged as error:
+                diverged = error.what, error.step
+            recovery.roll_back(*diverged)
     if run.interrupted is not None:
         raise TrainingInterrupted(run.interrupted, run.step, run.steps)
     return _trained(plan.view, run.state), run
@@ -260,10 +309,12 @@ def _metric_names(
 
 
 def _first_state(
-    plan: StatePlan, restored: Restored | None, stream: Stream, writer: MetricWriter | NoMetrics
+    plan: StatePlan, restored: Restored | None, stream: Stream, beginning: Any,
+    writer: MetricWriter | NoMetrics,
 ) -> TrainState:
     """The state to begin with; data and metrics are brought to the same step."""
     if restored is None:
+        stream.restore(beginning)
         writer.truncate(0)
         return plan.init()
     state = restored.state
@@ -273,6 +324,20 @@ def _first_state(
     stream.restore(restored.data_state)
     writer.truncate(int(state.step))
     return state
+
+
+def _watchdogs(config: TrainConfig, checkpoints: Checkpoints) -> list[Hook]:
+    if config.stuck_seconds is None:
+        return []
+    return [Watchdog(config.stuck_seconds, checkpoints)]
+
+
+def _spikes(
+    config: TrainConfig, workdir: pathlib.Path, step: int, checkpoints: Checkpoints
+) -> list[Hook]:
+    if config.spike_factor is None:
+        return []
+    return [StopOnSpike(config.spike_factor, losses_until(workdir, step), checkpoints)]
 
 
 def _evaluations(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError
-from jaxlab.data import Bytes, Documents, DocumentStream, Prefetch
+from jaxlab.data import Bytes, Documents, DocumentStream, Prefetch, prefetch
 
 
 class Counting:
@@ -132,3 +132,64 @@ def test_waiting_is_counted():
 def test_size_below_one_is_refused():
     with pytest.raises(UsageError, match="size=0; expected at least 1"):
         Prefetch(Counting(), size=0)
+
+
+class Dying(Prefetch):
+    """Its first threads end without a word, after so many batches in all."""
+
+    def __init__(self, *args, deaths, **kwargs):
+        self.deaths = list(deaths)
+        super().__init__(*args, **kwargs)
+
+    def _put(self, batch, state):
+        if self.deaths and batch >= self.deaths[0]:
+            self.deaths.pop(0)
+            raise SystemExit
+        super()._put(batch, state)
+
+    def _run(self):
+        # As when the thread is gone: no error comes out.
+        while self._wait_for_room():
+            batch = next(self._stream)
+            try:
+                self._put(batch, self._stream.state())
+            except SystemExit:
+                return
+
+
+def test_a_thread_that_died_is_started_again_where_it_was(monkeypatch, caplog):
+    monkeypatch.setattr(prefetch, "CHECK_SECONDS", 0.01)
+    with Dying(Counting(), deaths=[2, 5]) as ahead:
+        assert [next(ahead) for _ in range(8)] == list(range(8))
+        assert ahead.state() == {"next": 8}
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the data thread 'prefetch' died while making batch {n}, without an error; started again"
+        for n in (3, 6)
+    ]
+
+
+def test_a_thread_that_goes_on_dying_is_named(monkeypatch):
+    monkeypatch.setattr(prefetch, "CHECK_SECONDS", 0.01)
+    with Dying(Counting(), deaths=[1, 1, 1]) as ahead:
+        assert next(ahead) == 0
+        with pytest.raises(UsageError, match="'prefetch' died while making batch 2, .* 2 times"):
+            next(ahead)
+
+
+def test_an_error_says_on_which_batch_it_was_raised():
+    with Prefetch(Counting(fail_at=1)) as ahead:
+        next(ahead)
+        with pytest.raises(KeyError) as caught:
+            next(ahead)
+    assert caught.value.__notes__ == [
+        "raised on the data thread 'prefetch' while making batch 2"
+    ]
+
+
+def test_ctrl_c_does_not_wait_for_a_read_that_hangs():
+    gate = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        with Prefetch(Counting(), transfer=lambda number: gate.wait(60)):
+            raise KeyboardInterrupt
+    assert not gate.is_set()
+    gate.set()

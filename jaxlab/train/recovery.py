@@ -1,0 +1,225 @@
+"""Divergence answered: back to the last good checkpoint, past the data that did it (PaLM's way).
+
+"We re-started training from a checkpoint roughly 100 steps before the spike started, and skipped
+roughly 200-500 data batches" (Chowdhery et al., arXiv:2204.02311, section 5.1). Here the run goes
+back to its newest checkpoint, and passes over the batches between that and where the loss was seen
+to diverge. What is passed over stands in a file beside the checkpoints before the run goes on, so
+that a run that is killed and taken up again passes over the same batches, once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gc
+import json
+import logging
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxlab.core import UsageError, gather, is_main_host, on_main_host
+from jaxlab.results import METRICS_FILE, read_metrics, replace_json
+from jaxlab.train.hooks import Hook
+from jaxlab.train.stopping import TrainingDiverged
+
+if TYPE_CHECKING:
+    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.train.loop import Run
+
+log = logging.getLogger(__name__)
+
+FILE = "skips.json"
+NUM_ROWS, LEAST_ROWS = 16, 4
+
+
+class StopOnSpike(Hook):
+    """Raises `TrainingDiverged` when the training loss jumps.
+
+    A spike is a `train/loss`, the mean since the last row of metrics, of more than `factor` times
+    the median of those of the last 16 rows. It needs at least 4 rows before it and a median above
+    zero. Like `StopOnNaN` it looks at every row, and before a checkpoint or evaluation at the mean
+    of the steps since the last row, so that no state behind a spike is saved. Put it behind
+    `LogMetrics`.
+
+    Args:
+      factor: above 1.
+      losses: those of the rows before the run's first step, oldest first; see `losses_until`.
+      checkpoints: names the last good one in the error.
+    """
+
+    def __init__(
+        self, factor: float, losses: Iterable[float] = (), checkpoints: Checkpoints | None = None
+    ):
+        self._factor, self._checkpoints = factor, checkpoints
+        self._losses = collections.deque(losses, NUM_ROWS)
+        self._seen: dict[str, float] = {}
+
+    def after_step(self, run: Run) -> None:
+        """Looks at a row once it is there."""
+        if run.latest is not self._seen and "train/loss" in run.latest:
+            self._seen = run.latest
+            self._check(run.latest["train/loss"], int(run.latest["step"]))
+            self._losses.append(run.latest["train/loss"])
+
+    def flush(self, run: Run) -> None:
+        """Looks at the steps since the last row."""
+        self.after_step(run)
+        total, weight = run.fetch(run.state.metrics["loss"])
+        if weight > 0:
+            self._check(float(total) / float(weight), run.step)
+
+    def finish(self, run: Run) -> None:
+        """Looks at the last row."""
+        self.flush(run)
+
+    def _check(self, loss: float, step: int) -> None:
+        if len(self._losses) < LEAST_ROWS:
+            return
+        usual = statistics.median(self._losses)
+        if usual > 0 and loss > self._factor * usual:
+            raise TrainingDiverged.at(
+                f"train/loss is {loss:.4g}, over {self._factor:g} times the {usual:.4g} before it",
+                step, self._checkpoints,
+            )
+
+
+def losses_until(workdir: pathlib.Path, step: int) -> list[float]:
+    """The training losses of the last rows of metrics up to `step`, the same on every process."""
+
+    def read() -> list[float]:
+        rows = [row for row in read_metrics(workdir / METRICS_FILE) if row["step"] <= step]
+        return [r["train/loss"] for r in rows if r.get("train/loss") is not None][-NUM_ROWS:]
+
+    return agreed(read)
+
+
+@dataclasses.dataclass
+class Skips:
+    """The batches that a run passes over, and the file that keeps them.
+
+    Attributes:
+      path: the file; it comes into being with the first skip.
+      after: how many batches are passed over after which step.
+      reasons: what diverged, one line a skip.
+    """
+
+    path: pathlib.Path
+    after: dict[int, int] = dataclasses.field(default_factory=dict)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Skips:
+        """What the file in `folder` holds, the same on every process.
+
+        Raises:
+          UsageError: a file that is damaged.
+        """
+        path = pathlib.Path(folder) / FILE
+        try:
+            stored = agreed(lambda: json.loads(path.read_text()) if path.exists() else None)
+            if stored is None:
+                return cls(path)
+            after = {int(step): int(count) for step, count in stored["after"].items()}
+            return cls(path, after, [str(line) for line in stored["reasons"]])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{os.fspath(path)!r} does not say which batches to pass over; put it back, or "
+                "remove it to read all data again"
+            ) from None
+
+    def from_step(self, step: int) -> int:
+        """How many batches a run that goes on from the checkpoint of `step` passes over first.
+
+        Where that checkpoint is older than a skip, as when a newer one cannot be read, everything
+        up to the end of the skip is passed over, and the file is brought up to that.
+        """
+        late = [s for s in self.after if s > step]
+        if late:
+            self.extend(step, max(late))
+        return self.after.get(step, 0)
+
+    def extend(self, step: int, end: int) -> None:
+        """Passes over what the run reads, from the checkpoint of `step`, up to its step `end`."""
+        again = [s for s in self.after if s >= step]
+        self.after[step] = end - step + sum(self.after.pop(s) for s in again)
+        self._write()
+
+    def note(self, reason: str) -> None:
+        """Adds the reason of a skip; `extend` writes it."""
+        self.reasons.append(reason)
+
+    def _write(self) -> None:
+        if is_main_host():
+            replace_json(self.path, {"after": self.after, "reasons": self.reasons})
+
+
+@dataclasses.dataclass
+class Recovery:
+    """What a run does when it diverges; see `TrainConfig.on_divergence`.
+
+    Attributes:
+      checkpoints: of the run.
+      skips: the batches passed over so far.
+      max_skips: how many skips are made, over the whole run, before a divergence ends it.
+      enabled: False ends the run at the first divergence.
+    """
+
+    checkpoints: Checkpoints
+    skips: Skips
+    max_skips: int
+    enabled: bool
+
+    def pass_over(self, stream: Iterator[Any], step: int) -> None:
+        """Brings a stream that stands behind the batch of `step` to where the run goes on.
+
+        Raises:
+          UsageError: the data ended.
+        """
+        count = self.skips.from_step(step)
+        for done in range(count):
+            try:
+                next(stream)
+            except StopIteration:
+                raise UsageError(
+                    f"the data ended after {done} of the {count} batches that are passed over "
+                    f"after step {step}; give a stream without end"
+                ) from None
+
+    def roll_back(self, what: str, step: int) -> None:
+        """Decides where the run goes on after it diverged, and writes that down.
+
+        A checkpoint from which the run diverged twice is set aside for the one before it, where
+        there is one.
+
+        Args:
+          what: what diverged.
+          step: at which that was seen.
+
+        Raises:
+          TrainingDiverged: the run must stop.
+        """
+        self.checkpoints.wait()
+        if not self.enabled or len(self.skips.reasons) >= self.max_skips:
+            skips = len(self.skips.reasons) if self.enabled else None
+            raise TrainingDiverged.at(what, step, self.checkpoints, skips)
+        good = self.checkpoints.latest_step()
+        if good in self.skips.after and self.checkpoints.set_aside_newest("diverged"):
+            good = self.checkpoints.latest_step()
+        begin = good or 0
+        self.skips.note(f"{what} at step {step}")
+        self.skips.extend(begin, step)
+        where = "the beginning" if good is None else f"the checkpoint of step {good}"
+        log.warning(
+            "training diverged: %s at step %d; back to %s, and past the %d batches after it "
+            "(skip %d of at most %d)", what, step, where, self.skips.after[begin],
+            len(self.skips.reasons), self.max_skips,
+        )
+        gc.collect()  # the state that diverged makes room for the one that is restored next
+
+
+def agreed(read: Callable[[], Any]) -> Any:
+    """What `read()` gives the main host, as plain JSON, on every host."""
+    return gather(on_main_host(read))[0]
