@@ -14,9 +14,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxlab import __version__
-from jaxlab.core import Params, UsageError, WriteError, gather, nearest, on_main_host
+from jaxlab.core import (
+    Params,
+    UsageError,
+    WriteError,
+    gather,
+    nearest,
+    num_hosts,
+    on_main_host,
+)
+from jaxlab.train.background import Background
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
     carry_has_other_rows,
@@ -27,6 +37,7 @@ from jaxlab.train.manifest import (
     part,
     require_same_leaves,
     state_of,
+    sums_of,
 )
 from jaxlab.train.saving import QuietErrors, cause_of, close_failed, remove_folders
 from jaxlab.train.state import TrainState
@@ -100,6 +111,7 @@ class Checkpoints:
             _open_manager, self.folder, keep_last, keep_every, keep_best, read_only
         )
         self._manager = self._open()
+        self._background = Background("checkpoint")
         self._saving: int | None = None
         self._failed = False
         self._quiet = contextlib.ExitStack()
@@ -110,9 +122,12 @@ class Checkpoints:
         self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None,
         measured: Mapping[str, Any] | None = None,
     ) -> None:
-        """Saves the state under its step; returns when the devices' arrays are copied.
+        """Saves the state under its step; the files are written while the next steps run.
 
-        With several hosts all of them call it, and each writes its part of the arrays.
+        On the CPU all of it is done beside the steps, from a copy of the state, on a thread that
+        lets them go first. On other devices, where a copy may have no room, it returns when the
+        arrays have arrived in the host's memory. With several hosts all of them call it, and each
+        writes its part of the arrays.
 
         Args:
           state: may be donated as soon as this returns.
@@ -126,25 +141,38 @@ class Checkpoints:
         from orbax.checkpoint import args
 
         self.wait()
+        step, beside = int(state.step), _beside_steps()
+        rank = self._rank(measured or {}, step)
+        items, sums = _taken(state)
 
-        items = items_of(state)
-        own = {
-            "caller": dict(meta or {}) | {"jaxlab": __version__},
-            "leaves": leaves_of(items),
-            "checksums": checksums_of(items),
-        }
-        rank = self._rank(measured or {}, int(state.step))
-        arrays = {name: args.StandardSave(item) for name, item in items.items()}
-        self._saving = int(state.step)
-        with self._writing():
+        def write() -> None:
+            own = {
+                "caller": dict(meta or {}) | {"jaxlab": __version__},
+                "leaves": leaves_of(items),
+                "checksums": checksums_of(sums),
+            }
+            arrays = {name: args.StandardSave(item) for name, item in items.items()}
             self._manager.save(
-                self._saving,
+                step,
                 args=args.Composite(
                     **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
                 ),
                 # The manager ranks from worst to best by this.
                 metrics=None if rank is None else {"rank": rank},
             )
+            if beside:
+                self._manager.wait_until_finished()
+
+        self._saving = step
+        if beside:
+            self._background.start(write)
+        else:
+            with self._writing():
+                write()
+
+    def prepare(self, state: TrainState) -> None:
+        """Compiles what `save` needs, so that the first one takes no longer than the others."""
+        _taken(state)
 
     def restore(self, target: TrainState) -> Restored | None:
         """Reads the newest checkpoint that can be read.
@@ -231,20 +259,26 @@ class Checkpoints:
             before it stay.
         """
         with self._writing():
+            self._background.wait()
             self._manager.wait_until_finished()
         self._saving = None
 
     def check(self) -> None:
         """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
-        if self._saving is not None and not self._manager.is_saving_in_progress():
+        busy = self._background.busy or self._manager.is_saving_in_progress()
+        if self._saving is not None and not busy:
             self.wait()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        if not self._failed:
-            with self._writing():
-                self._manager.close()
-        self._quiet.close()
+        try:
+            if not self._failed:
+                with self._writing():
+                    self._background.wait()
+                    self._manager.close()
+        finally:
+            self._background.close()
+            self._quiet.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -336,7 +370,7 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args.Composite(**wanted))
         found = {name: restored[name] for name in targets}
         # The file format notices a file cut short, but not a flipped bit.
-        for path, checksum in checksums_of(found).items():
+        for path, checksum in checksums_of(sums_of(found)).items():
             if checksum != meta["checksums"][path]:
                 raise OSError(f"{path} is not what was saved")
         return found
@@ -374,6 +408,23 @@ class Checkpoints:
         if not self._read_only:
             on_main_host(move)
         self._manager.reload()
+
+
+def _beside_steps() -> bool:
+    """Whether a save is left to a thread, with a copy of the state."""
+    return num_hosts() == 1 and jax.default_backend() == "cpu"
+
+
+def _taken(state: TrainState) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """What is saved of a state, safe from the next step, and its checksums."""
+    items = items_of(state)
+    items = _copied(items) if _beside_steps() else items
+    return items, sums_of(items)
+
+
+@jax.jit
+def _copied(items: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.copy, items)
 
 
 def _make_folder(folder: pathlib.Path) -> None:

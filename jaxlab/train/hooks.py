@@ -64,6 +64,7 @@ class SaveCheckpoint(Hook):
     def start(self, run: Run) -> None:
         """Takes note of where the run begins: until there is a step there is nothing to save."""
         self._begun = run.step
+        self._checkpoints.prepare(run.state)
 
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""
@@ -73,9 +74,10 @@ class SaveCheckpoint(Hook):
 
     def finish(self, run: Run) -> None:
         """Saves the last step and waits until all is on disk."""
+        self._checkpoints.wait()
         if run.step not in (self._begun, self._checkpoints.latest_step()):
             self._save(run)
-        self._checkpoints.wait()
+            self._checkpoints.wait()
 
     def is_due(self, run: Run) -> bool:
         """Whether the run is saved at this step."""

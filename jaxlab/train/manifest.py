@@ -49,12 +49,16 @@ def leaves_of(items: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in _by_path(items).items()}
 
 
-def checksums_of(items: Mapping[str, Any]) -> dict[str, int]:
+def sums_of(items: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The sum of the bits of every array modulo 2**32, the same in whatever way it is sharded."""
     # One program: of many at once, collectives between the CPUs of two processes may meet in
     # another order on the other, and wait for ever.
-    sums = jax.device_get(_checksums(_by_path(items)))
-    return {path: int(total) for path, total in sums.items()}
+    return _checksums(_by_path(items))
+
+
+def checksums_of(sums: Mapping[str, jax.Array]) -> dict[str, int]:
+    """What `sums_of` gives, as plain JSON, once the devices are done with it."""
+    return {path: int(total) for path, total in jax.device_get(dict(sums)).items()}
 
 
 def require_same_leaves(saved: Leaves, items: Mapping[str, Any], step: int) -> None:

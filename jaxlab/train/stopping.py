@@ -18,6 +18,7 @@ from jaxlab.train.hooks import Hook
 if TYPE_CHECKING:
     from jaxlab.train.checkpoints import Checkpoints
     from jaxlab.train.loop import Run
+    from jaxlab.train.state import TrainState
 
 
 class TrainingDiverged(RuntimeError):
@@ -99,20 +100,25 @@ class StopOnNaN(Hook):
                     step = int(run.latest["step"])
                     raise TrainingDiverged.at(f"{name} is {value}", step, self._checkpoints)
 
+    def start(self, run: Run) -> None:
+        """Compiles the look at the whole state, so that no later step waits for that."""
+        _all_finite(_parts(run.state))
+
     def flush(self, run: Run) -> None:
         """Looks at the whole state."""
         self.after_step(run)
-        state = run.state
-        sums = {n: state.metrics[n] for n in ("loss", "grad_norm") if n in state.metrics}
-        parts = {"the loss or gradient": sums, "the parameters": state.params,
-                 "the carry": state.carry}
-        for what, finite in run.fetch(_all_finite(parts)).items():
+        for what, finite in run.fetch(_all_finite(_parts(run.state))).items():
             if not finite:
                 raise TrainingDiverged.at(f"{what} are not finite", run.step, self._checkpoints)
 
     def finish(self, run: Run) -> None:
         """Looks at the last row and the last state."""
         self.flush(run)
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    sums = {n: state.metrics[n] for n in ("loss", "grad_norm") if n in state.metrics}
+    return {"the loss or gradient": sums, "the parameters": state.params, "the carry": state.carry}
 
 
 @jax.jit
