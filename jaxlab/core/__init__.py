@@ -11,7 +11,6 @@ from jaxlab.core.errors import UsageError as UsageError
 from jaxlab.core.errors import WriteError as WriteError
 from jaxlab.core.errors import nearest as nearest
 from jaxlab.core.hosts import MainHostError as MainHostError
-from jaxlab.core.hosts import all_hosts as all_hosts
 from jaxlab.core.hosts import gather as gather
 from jaxlab.core.hosts import host_rows as host_rows
 from jaxlab.core.hosts import is_main_host as is_main_host

@@ -80,11 +80,6 @@ def on_main_host(function: Callable[[], T]) -> T | None:
     return result
 
 
-def all_hosts(holds: bool) -> bool:
-    """Whether something holds on every host; all hosts must call it."""
-    return all(gather(bool(holds)))
-
-
 def host_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES) -> tuple[int, ...]:
     """The rows of a batch that lie on the devices of this host, ascending.
 

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -272,6 +273,10 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make_folder(workdir: pathlib.Path) -> None:
     advice = "give a --workdir that can be written"
+    if re.match(r"[a-z0-9+.-]{2,}:/", os.fspath(workdir)):
+        raise UsageError(
+            f"workdir={os.fspath(workdir)!r} is a URL; give a folder, of a mounted bucket for one"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -227,3 +227,11 @@ def test_an_unknown_curve_is_refused_with_the_nearest_name(tmp_path):
         writer.write(0, {"train/loss": 1.0, "train/accuracy": 0.5})
     with pytest.raises(UsageError, match="'train/los' .*did you mean 'train/loss'.*train/accuracy"):
         record.curve("train/los")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket"])
+def test_a_url_is_no_workdir(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is a URL; give a folder"):
+        create(url)
+    assert not list(tmp_path.iterdir())

@@ -40,10 +40,19 @@ def study():
 class Processes:
     """The processes of one run."""
 
-    def __init__(self, workdir: pathlib.Path, count: int, *arguments: str, pause: int = 0):
+    def __init__(
+        self, workdir: pathlib.Path, count: int, *arguments: str, pause: int = 0,
+        slurm: bool = False,
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        found = [
+            [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
+            for i in range(count)
+        ]
+        if count == 1 or slurm:
+            found = [[]] * count
         own = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
         self.workdir = workdir
         self.running = [
@@ -51,10 +60,10 @@ class Processes:
                 [
                     sys.executable, STUDY, f"--config={STUDY}", f"--workdir={workdir}",
                     f"--devices={8 // count if count > 1 else 1}",
-                    *[f"--coordinator=127.0.0.1:{port}", f"--process_id={i}"][: 2 * (count > 1)],
-                    f"--num_processes={count}", "--host_timeout=10", *arguments,
+                    "--host_timeout=10", *found[i], *arguments,
                 ],
-                cwd=ROOT, env={**os.environ, **own, "PAUSE_AT": str(pause)},
+                cwd=ROOT,
+                env={**os.environ, **own, "PAUSE_AT": str(pause), **slurm_task(i, count, slurm)},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for i in range(count)
@@ -80,6 +89,17 @@ class Processes:
             (process.returncode, own_lines(out), err)
             for process, (out, err) in zip(self.running, said, strict=True)
         ]
+
+
+def slurm_task(number: int, count: int, slurm: bool) -> dict[str, str]:
+    """What `srun` tells one of the tasks of a job on this machine."""
+    if not slurm:
+        return {}
+    return {
+        # JAX takes the port from the number of the job.
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
+    }
 
 
 def own_lines(output: str) -> str:
@@ -177,11 +197,12 @@ def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, stud
     assert_same_curve(tmp_path, whole)
 
 
-def test_what_the_main_host_refuses_ends_all_and_is_said_once(tmp_path):
+@pytest.mark.parametrize("slurm", [False, True], ids=["flags", "slurm"])
+def test_what_the_main_host_refuses_ends_all_and_is_said_once(slurm, tmp_path):
     Record.create(
         tmp_path, experiment="hosts_study", variant="small", paper="", config={"train": {}}
     )
-    ends = Processes(tmp_path, 2).end()
+    ends = Processes(tmp_path, 2, slurm=slurm).end()
     assert [code for code, _, _ in ends] == [2, 2]
     assert "holds a run with another config" in ends[0][2]
     assert "another config" not in ends[1][2]
