@@ -104,55 +104,19 @@ class Command:
         """Runs; returns the exit code."""
         try:
             self._dispatch(argv)
-        except MainHostError:
-            return self._fail(None, USAGE)
-        except UsageError as error:
-            return self._fail(error, USAGE)
-        except TrainingDiverged as error:
-            return self._fail(error if is_main_host() else None, DIVERGED)
-        except WriteError as error:
-            return self._fail(error, NOT_WRITTEN)
-        except OSError as error:
-            if error.errno not in FULL:
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            ending = _ending(error)
+            if ending is None and num_hosts() == 1:
                 raise
-            where = error.filename or "a file"
-            return self._fail(
-                WriteError("what was asked for", where, error, "all else stays"), NOT_WRITTEN
-            )
-        except TrainingInterrupted as error:
-            code = CTRL_C if error.signal is signal.SIGINT else RUN_AGAIN
-            # All hosts have saved, and leave together.
-            self._say(error if is_main_host() else None)
-            return code
-        except KeyboardInterrupt:
-            words = "stopped by Ctrl-C; the same command continues from the last checkpoint"
-            return self._fail(words, CTRL_C)
-        except jax.errors.JaxRuntimeError as error:
-            if num_hosts() == 1:
-                raise
-            words = " ".join(str(error).split())[:200]
-            return self._fail(
-                f"another host of the run seems lost ({words}); start all of them again: the same "
-                "command continues from the last checkpoint", RUN_AGAIN,
-            )
-        except Exception:
-            if num_hosts() > 1:
+            words, code = ending or (traceback.format_exc(), 1)
+            if words is not None:
+                host = f" (host {jax.process_index()})" if num_hosts() > 1 else ""
+                print(f"{self._file.stem}{host}: {words}", file=sys.stderr, flush=True)
+            if num_hosts() > 1 and not isinstance(error, TrainingInterrupted):
                 # Else the process would wait at its end for the others, which wait for it.
-                traceback.print_exc()
-                leave(1)
-            raise
-        return 0
-
-    def _say(self, what: Any) -> None:
-        if what is not None:
-            host = f" (host {jax.process_index()})" if num_hosts() > 1 else ""
-            print(f"{self._file.stem}{host}: {what}", file=sys.stderr, flush=True)
-
-    def _fail(self, what: Any, code: int) -> int:
-        self._say(what)
-        if num_hosts() > 1:
-            leave(code)
-        return code
+                leave(code)
+            return code
 
     def _dispatch(self, argv: Sequence[str]) -> None:
         assignments, rest = split_assignments(argv)
@@ -267,6 +231,37 @@ class Command:
             if name != "h"
         ]
         return "\n\n".join([*parts, "\n".join(["flags:", *lines])])
+
+
+def _ending(error: BaseException) -> tuple[str | None, int] | None:
+    """What is said of an error, None where another host says it, and the exit code.
+
+    None for errors that nobody foresaw.
+    """
+    here = str(error) if is_main_host() else None
+    if isinstance(error, MainHostError):
+        return None, USAGE
+    if isinstance(error, UsageError):
+        return str(error), USAGE
+    if isinstance(error, TrainingDiverged):
+        return here, DIVERGED
+    if isinstance(error, WriteError):
+        return str(error), NOT_WRITTEN
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "a file"
+        return str(WriteError("what was asked for", where, error, "all else stays")), NOT_WRITTEN
+    if isinstance(error, TrainingInterrupted):
+        return here, CTRL_C if error.signal is signal.SIGINT else RUN_AGAIN
+    if isinstance(error, KeyboardInterrupt):
+        words = "stopped by Ctrl-C; the same command continues from the last checkpoint"
+        return words, CTRL_C
+    if isinstance(error, jax.errors.JaxRuntimeError) and num_hosts() > 1:
+        words = " ".join(str(error).split())[:200]
+        return (
+            f"another host of the run seems lost ({words}); start all of them again: the same "
+            "command continues from the last checkpoint", RUN_AGAIN,
+        )
+    return None
 
 
 def _first_line(make: Callable[[], Any]) -> str:
