@@ -58,8 +58,8 @@ class Step:
         self._view, self._objective, self._optimizer = view, objective, optimizer
         self._mesh, self._rules, self._accumulate = mesh, rules, accumulate
         self._rows = batch_sharding(mesh, rules)
-        copies = any("data" in (axis or ()) for axis in self._rows.spec)
-        self._reduce_once = reduce_once and copies
+        # One copy of the model has nothing to reduce over `data`.
+        self._reduce_once = reduce_once and "data" in _axes(self._rows.spec)
         self._placed: dict[str, NamedSharding] = {}
         self._jitted: Any = None
         self.num_compilations = 0
@@ -84,11 +84,21 @@ class Step:
         if self._jitted is None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
             self._placed = shardings.params
+            if self._reduce_once:
+                self._require_whole_copies()
             self._jitted = jax.jit(
                 self._step, donate_argnums=0,
                 in_shardings=(shardings, self._rows), out_shardings=shardings,
             )
         return self._jitted
+
+    def _require_whole_copies(self) -> None:
+        for path, sharding in self._placed.items():
+            if "data" in _axes(sharding.spec):
+                raise UsageError(
+                    f"reduce_once takes a whole copy of the model at each index of data, but "
+                    f"{path!r} lies as {sharding.spec}; shard parameters over fsdp, or leave it off"
+                )
 
     def _step(self, state: TrainState, batch: Batch) -> TrainState:
         # Runs under tracing only, and with all shardings given each trace is one program.
@@ -127,8 +137,8 @@ class Step:
         def loss_of(params: Params) -> tuple[jax.Array, tuple[Loss, dict[str, Any]]]:
             model = _Model(self._view, params, model_state)
             loss = self._objective(model, batch, carry, key)
-            scale = jax.lax.stop_gradient(loss.weight) if weighted else 1.0
-            return loss.value * scale, (loss, model.state)
+            value = loss.value * jax.lax.stop_gradient(loss.weight) if weighted else loss.value
+            return value, (loss, model.state)
 
         (_, (loss, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         _require_same_carry(carry, loss.carry)
@@ -231,14 +241,16 @@ def make_step(
       accumulate: number of micro-batches a batch is split into by rows. Gradients and metrics are
         averaged by the weights of the losses, as over the whole batch.
       reduce_once: reduce gradients over the mesh axis `data` once a step, behind all layers and
-        micro-batches, on every backend. The objective then sees the rows of one copy of the model
-        at a time, with a key of its own: the same for means over rows, not for losses that compare
-        rows, and other noise than on one device.
+        micro-batches, on every backend; each device then sums up whole (or FSDP-sharded) gradients
+        in float32. The objective sees the rows of one copy of the model at a time, with a key of
+        its own: the same for means over rows, not for losses that compare rows, and other noise
+        than on one device. With one copy (`data` of 1) it changes nothing.
 
     Raises:
-      UsageError: `accumulate` below 1; `reduce_once` for a model with running statistics; when the
-        first batch is traced, rows that do not divide by it, metrics other than those the state
-        sums, or a carry that changes its shape.
+      UsageError: `accumulate` below 1; `reduce_once` for a model with running statistics, or with
+        parameters that are sharded over `data`; when the first batch is traced, rows that do not
+        divide by `accumulate`, metrics other than those the state sums, or a carry that changes
+        its shape.
     """
     return Step(
         view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate,
@@ -329,10 +341,18 @@ def _mean(grads: Params, weight: jax.Array, params: Params) -> Params:
     return jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, params)
 
 
+def _entries(spec: PartitionSpec) -> list[tuple[str, ...]]:
+    """The mesh axes of every dimension."""
+    return [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+
+
+def _axes(spec: PartitionSpec) -> set[str]:
+    return {axis for axes in _entries(spec) for axis in axes}
+
+
 def _without(spec: PartitionSpec, manual: Iterable[str]) -> list[Any]:
     """The entries of a spec without the mesh axes that are split by hand here."""
-    entries = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
-    return [tuple(a for a in axes if a not in manual) or None for axes in entries]
+    return [tuple(a for a in axes if a not in manual) or None for axes in _entries(spec)]
 
 
 def _add(sums: Metrics, metrics: Metrics) -> Metrics:
