@@ -20,8 +20,8 @@ demo: env ## Install, then train a small block-recurrent language model on real 
 	$(VENV)/bin/python -m experiments.block_recurrent \
 		--config=configs/block_recurrent.py:demo --workdir=runs/demo
 
-test: env ## Install, then run every check
-	$(VENV)/bin/python -m pytest
+test: env $(VENV)/libtpu.stamp ## Install, then run every check
+	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest
 
 lock: python ## Resolve the newest allowed packages into requirements/lock.txt
 	"$(PYTHON)" -m venv --clear $(LOCKER)
@@ -29,6 +29,9 @@ lock: python ## Resolve the newest allowed packages into requirements/lock.txt
 	$(LOCKER)/bin/python -m uv pip compile setup.py requirements/build.in --extra test \
 		--universal --python-version 3.11 --generate-hashes --upgrade --quiet \
 		--custom-compile-command "make lock" --output-file requirements/lock.txt
+	$(LOCKER)/bin/python -m uv pip compile requirements/libtpu.in --quiet --no-annotate --no-header \
+		--constraint requirements/lock.txt --universal --python-version 3.11 --generate-hashes \
+		| awk '/^[^ ]/ { wanted = /^libtpu/ } wanted' > requirements/libtpu.txt
 
 clean: ## Remove .venv, caches and build outputs (what runs wrote in runs/ stays)
 	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info
@@ -42,6 +45,12 @@ $(VENV)/lock.stamp: requirements/lock.txt | python
 	@echo "installing the packages of requirements/lock.txt in $(VENV) (about 1 GB)"
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(VENV)/bin/python $(PIP_INSTALL) --requirement requirements/lock.txt
+	@touch $@
+
+# The TPU compiler, for the tests that plan for TPUs, lies apart: no other command looks for a TPU.
+$(VENV)/libtpu.stamp: $(VENV)/lock.stamp requirements/libtpu.txt
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/libtpu \
+		--requirement requirements/libtpu.txt
 	@touch $@
 
 $(VENV)/project.stamp: $(VENV)/lock.stamp setup.py pyproject.toml jaxlab/_version.py

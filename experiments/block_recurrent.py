@@ -444,19 +444,20 @@ def closing_words(record: Record) -> str:
     ])
 
 
-def plan(config: Config) -> list[str]:
-    """Size, memory, sharding and length of both trainings on text."""
+def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
+    """Size, memory, sharding and length of both trainings on text; the pod is for the first."""
     config.tokenizer()
-    tokens = config.train.batch_size * config.data.segment_length
+    shape = (config.train.batch_size, config.data.segment_length)
+    types = {"inputs": np.int32, "targets": np.int32, "mask": np.bool_, "start": np.bool_}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in types.items()}
     lines = []
     for name, model in contenders(config.model, config.baseline_layers).items():
         build, _, init_carry = planned(model)
-        lines += [f"{name}:"] + [
-            f"  {line}"
-            for line in train.describe(
-                config.train, build=build, init_carry=init_carry, tokens_per_step=tokens
-            )
-        ]
+        described = train.describe(
+            config.train, build=build, init_carry=init_carry, tokens_per_step=math.prod(shape),
+            objective=next_token, batch=batch, pod=pod if name == RECURRENT else None,
+        )
+        lines += [f"{name}:", *(f"  {line}" for line in described)]
     return lines
 
 

@@ -6,10 +6,17 @@ from jaxlab.core.config import differences as differences
 from jaxlab.core.config import from_dict as from_dict
 from jaxlab.core.config import override as override
 from jaxlab.core.config import to_dict as to_dict
+from jaxlab.core.devices import all_devices as all_devices
+from jaxlab.core.devices import on_platform_of as on_platform_of
+from jaxlab.core.devices import platform as platform
+from jaxlab.core.devices import use_devices as use_devices
 from jaxlab.core.errors import FULL as FULL
 from jaxlab.core.errors import UsageError as UsageError
 from jaxlab.core.errors import WriteError as WriteError
 from jaxlab.core.errors import nearest as nearest
+from jaxlab.core.hardware import CHIPS as CHIPS
+from jaxlab.core.hardware import Chip as Chip
+from jaxlab.core.hardware import chip as chip
 from jaxlab.core.hosts import MainHostError as MainHostError
 from jaxlab.core.hosts import gather as gather
 from jaxlab.core.hosts import host_rows as host_rows

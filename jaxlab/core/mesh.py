@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxlab.core.devices import all_devices, on_platform_of
 from jaxlab.core.errors import UsageError
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
@@ -70,7 +71,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
     """
     config = MeshConfig() if config is None else config
-    devices = jax.devices() if devices is None else list(devices)
+    devices = all_devices() if devices is None else list(devices)
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UsageError(f"mesh sizes must be positive and at most one -1, got {_show(sizes)}")
@@ -101,6 +102,8 @@ def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
         size = len(devices) // count
         return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
     named = all(getattr(device, "slice_index", None) is not None for device in devices)
+    if not named and getattr(devices[0], "platform", None) == "tpu":
+        return [list(devices)]  # a topology to compile for: the hosts of one slice
     by_index: dict[int, list[Any]] = {}
     for device in devices:
         index = device.slice_index if named else device.process_index
@@ -218,10 +221,13 @@ _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Within this context `constrain` places activations on `mesh` by `rules`."""
+    """Within this context `constrain` places activations on `mesh` by `rules`.
+
+    What is traced here is made for the platform of the mesh; see `platform`.
+    """
     token = _rules.set(rules)
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), on_platform_of(mesh.devices.flat[0]):
             yield
     finally:
         _rules.reset(token)

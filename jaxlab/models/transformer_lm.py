@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.core import UsageError, constrain, from_dict, named
+from jaxlab.core import UsageError, constrain, from_dict, named, platform
 from jaxlab.models.decoding import Decoding
 from jaxlab.models.registry import register, tokens
 from jaxlab.nn import (
@@ -346,9 +346,9 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
 
 
 def compute_dtype(name: str) -> Any:
-    """The dtype of a config's `dtype`; 'auto' asks which backend jax runs on."""
+    """The dtype of a config's `dtype`; 'auto' asks which platform it is made for."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlab.core import UsageError, constrain
+from jaxlab.core import UsageError, constrain, platform
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
@@ -206,16 +207,35 @@ def by_distance(bias_hm: jax.Array, num_keys: int) -> jax.Array:
         the largest (the last query, the first key), one more at each step.
       num_keys: s.
 
-    A row is the one before shifted by one. Written as a tiling and a reshape, it needs no gather.
+    A row is the one before shifted by one. On a CPU a tiling and a reshape write it without a
+    gather; elsewhere compilers take a quarter of a minute for each such reshape, and squares of it
+    are products with a matrix of zeros and ones.
 
     >>> by_distance(jnp.arange(4.0)[None], 2)[0].tolist()
     [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
     """
     h, length = bias_hm.shape
+    if platform() != "cpu":
+        return _by_distance_in_squares(bias_hm, num_keys, length - num_keys + 1)
     flat = jnp.broadcast_to(bias_hm[:, None], (h, num_keys, length)).reshape(h, -1)
     end = num_keys - 1 + num_keys * (length - 1)
     rows = flat[:, num_keys - 1 : end].reshape(h, num_keys, length - 1)
     return rows[:, :, : length - num_keys + 1]
+
+
+def _by_distance_in_squares(bias_hm: jax.Array, num_keys: int, num_queries: int) -> jax.Array:
+    """`by_distance`, each square of keys and queries from its own range of distances."""
+    h, size = bias_hm.shape[0], math.gcd(num_keys, num_queries)
+    keys, queries = num_keys // size, num_queries // size
+    first = [(keys - 1 - i + j) * size for i in range(keys) for j in range(queries)]
+    ranges_hnm = jnp.stack([bias_hm[:, at : at + 2 * size - 1] for at in first], axis=1)
+    distance_st = np.arange(size) - np.arange(size)[:, None] + size - 1
+    one_mst = jnp.arange(2 * size - 1)[:, None, None] == distance_st
+    squares = jnp.einsum(
+        "hnm,mst->hnst", ranges_hnm, one_mst.astype(bias_hm.dtype), precision="highest"
+    )
+    squares = squares.reshape(h, keys, queries, size, size).swapaxes(2, 3)
+    return squares.reshape(h, num_keys, num_queries)
 
 
 def blocks_by_head(x_bthk: jax.Array, window: int) -> jax.Array:

@@ -10,6 +10,8 @@ import jax.extend
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
+from jaxlab.core import platform
+
 
 def matmul(
     x: jax.Array, y: jax.Array, *, transpose_x: bool = False, transpose_y: bool = False
@@ -50,7 +52,7 @@ def has_fast_derivative(x: jax.Array, y: jax.Array) -> bool:
 def on_one_cpu_device() -> bool:
     """Whether what is traced here will run on one CPU device, and on no mesh of several."""
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
+    return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _product(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> jax.Array:

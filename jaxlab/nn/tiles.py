@@ -1,7 +1,8 @@
 """Softmax attention in tiles: the one inner product of queries, keys and values of the house.
 
 A tile is a few queries against the keys that they may see, small enough to stay in the cache.
-On one CPU device tiles run one after another; elsewhere they run as one batch. In the backward
+On one CPU device tiles run one after another; elsewhere they run as one batch, whose program is
+that of one tile: compilers for accelerators take minutes for many. In the backward
 pass the weights of a tile are computed again, so no [t, s] array outlives its tile.
 
 Letters: t queries, s keys, k width of a head, h heads, n independent problems, j blocks.
@@ -91,7 +92,7 @@ def attend_heads(
       [h, n, t, k].
     """
     t = q_hntk.shape[2]
-    size = tile_size(t)
+    size = tile_size(t) if on_one_cpu_device() else t
 
     def one(q_tk: jax.Array, k_sk: jax.Array, v_sk: jax.Array, *bias_s: jax.Array) -> jax.Array:
         bias_s1 = bias_s[0][:, None] if bias_s else None

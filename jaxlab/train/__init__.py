@@ -20,6 +20,7 @@ from jaxlab.train.loop import fit as fit
 from jaxlab.train.optimizers import OptimizerConfig as OptimizerConfig
 from jaxlab.train.optimizers import build as build_optimizer
 from jaxlab.train.optimizers import schedule as schedule
+from jaxlab.train.pods import Pod as Pod
 from jaxlab.train.progress import ProgressBar as ProgressBar
 from jaxlab.train.recovery import StopOnSpike as StopOnSpike
 from jaxlab.train.repeat import python_command as python_command
@@ -47,7 +48,7 @@ from jaxlab.train.watchdog import Watchdog as Watchdog
 
 __all__ = [
     "MAY_CHANGE", "Build", "Checkpoints", "Evaluate", "Hook", "LogMetrics", "OptimizerConfig",
-    "ProgressBar",
+    "Pod", "ProgressBar",
     "Restored", "Run", "SaveCheckpoint", "Seconds", "StatePlan", "Step", "StopOnNaN",
     "StopOnSignal", "StopOnSpike", "TrainConfig", "TrainState", "TrainingDiverged",
     "TrainingInterrupted", "Watchdog", "Writer", "build_optimizer", "connect", "describe", "fit",

@@ -18,6 +18,7 @@ find each other. Only the main host prints.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import pathlib
@@ -32,6 +33,7 @@ import jax
 from absl import flags
 
 from jaxlab.core import (
+    CHIPS,
     FULL,
     MainHostError,
     UsageError,
@@ -41,6 +43,7 @@ from jaxlab.core import (
     nearest,
     num_hosts,
     to_dict,
+    use_devices,
 )
 from jaxlab.results import Record
 from jaxlab.train.config_files import (
@@ -51,6 +54,7 @@ from jaxlab.train.config_files import (
 )
 from jaxlab.train.connect import connect, leave, quiet_unless_main
 from jaxlab.train.host import reuse_memory
+from jaxlab.train.pods import MAX_VIRTUAL, Pod, tpu_pod, virtual_pod
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
 USAGE, DIVERGED, NOT_WRITTEN, RUN_AGAIN, CTRL_C = 2, 3, 5, 75, 130
@@ -59,7 +63,7 @@ USAGE, DIVERGED, NOT_WRITTEN, RUN_AGAIN, CTRL_C = 2, 3, 5, 75, 130
 def main(
     run: Callable[[Any, Record], None],
     *,
-    plan: Callable[[Any], Iterable[str]] | None = None,
+    plan: Callable[[Any, Pod | None], Iterable[str]] | None = None,
     sample: Callable[..., None] | None = None,
     sample_flags: Mapping[str, int | float] | None = None,
     paper: str = "",
@@ -71,7 +75,8 @@ def main(
 
     Args:
       run: `run(config, record)`; it resumes what lies in the record's workdir.
-      plan: `plan(config)` gives the lines that `--dry_run` prints after the config.
+      plan: `plan(config, pod)` gives the lines that `--dry_run` prints after the config; the pod
+        is what `--topology` or `--devices` names, see `describe`.
       sample: `sample(record, prompt, **sample_flags)`, called on a trained workdir for `--sample`.
       sample_flags: flags of `sample` with their default numbers, such as `{'temperature': 1.0}`.
       paper: the source, with its arXiv id, for the record.
@@ -91,7 +96,7 @@ class Command:
 
     def __init__(
         self, run: Callable[[Any, Record], None],
-        plan: Callable[[Any], Iterable[str]] | None, sample: Callable[..., None] | None,
+        plan: Callable[[Any, Pod | None], Iterable[str]] | None, sample: Callable[..., None] | None,
         sample_flags: Mapping[str, int | float], paper: str, ignore: tuple[str, ...],
         doc: str | None,
     ):
@@ -125,6 +130,7 @@ class Command:
         if found.help:
             print(self._help(found))
             return
+        _require_dry_run(found)
         if found.devices is not None:
             use_virtual_devices(found.devices)
         reuse_memory()
@@ -143,7 +149,7 @@ class Command:
             return
         variant, config = resolve_config(found.config, assignments, self._example())
         if found.dry_run:
-            print("\n".join(self._plan_lines(config)))
+            self._print_plan(config, _pod(found))
             return
         record = Record.create(
             self._workdir(found), experiment=self._file.stem, variant=variant, paper=self._paper,
@@ -165,7 +171,19 @@ class Command:
             flag_values=found,
         )
         flags.DEFINE_integer(
-            "devices", None, "Run on so many virtual CPU devices.", flag_values=found
+            "devices", None, "Run on so many virtual CPU devices; with --dry_run, compile for them.",
+            flag_values=found,
+        )
+        flags.DEFINE_string(
+            "topology", None, "With --dry_run: compile for TPUs such as v5e:16x16 or v4:8x8x8.",
+            flag_values=found,
+        )
+        flags.DEFINE_string(
+            "hardware", None, f"With --dry_run: what --devices stand for: {', '.join(CHIPS)}.",
+            flag_values=found,
+        )
+        flags.DEFINE_float(
+            "price", None, "With --dry_run: of one chip for an hour.", flag_values=found
         )
         flags.DEFINE_string(
             "coordinator", None, "HOST:PORT of process 0, on hosts that no cluster manages.",
@@ -208,10 +226,16 @@ class Command:
     def _example(self) -> str:
         return f"--config=configs/{self._file.name}:VARIANT"
 
-    def _plan_lines(self, config: Any) -> list[str]:
-        fields = flatten(to_dict(config)).items()
-        lines = [f"{path.replace('/', '.')} = {value!r}" for path, value in fields]
-        return lines if self._plan is None else [*lines, "", *self._plan(config)]
+    def _print_plan(self, config: Any, pod: Pod | None) -> None:
+        for path, value in flatten(to_dict(config)).items():
+            print(f"{path.replace('/', '.')} = {value!r}")
+        if self._plan is None:
+            return
+        planned_for = contextlib.nullcontext()
+        if pod is not None:
+            planned_for = use_devices(pod.devices, pod.platform)
+        with planned_for:
+            print("", *self._plan(config, pod), sep="\n")
 
     def _help(self, found: flags.FlagValues) -> str:
         path = self._config_file()
@@ -231,6 +255,25 @@ class Command:
             if name != "h"
         ]
         return "\n\n".join([*parts, "\n".join(["flags:", *lines])])
+
+
+def _require_dry_run(found: flags.FlagValues) -> None:
+    for name in () if found.dry_run else ("topology", "hardware", "price"):
+        if getattr(found, name) is not None:
+            raise UsageError(f"--{name} is for planning; add --dry_run, or leave it off")
+
+
+def _pod(found: flags.FlagValues) -> Pod | None:
+    """What is planned for, if anything is named."""
+    if found.topology is None and found.devices is None:
+        if found.hardware is not None or found.price is not None:
+            raise UsageError("--hardware and --price need --devices=N or --topology=CHIP:LAYOUT")
+        return None
+    if found.topology is None:
+        return virtual_pod(found.devices, found.hardware, found.price)
+    if found.devices is not None or found.hardware is not None:
+        raise UsageError("--topology names chips and their number; leave --devices and --hardware")
+    return tpu_pod(found.topology, found.price)
 
 
 def _ending(error: BaseException) -> tuple[str | None, int] | None:
@@ -305,6 +348,11 @@ def use_virtual_devices(count: int) -> None:
     """
     if count < 1:
         raise UsageError(f"flag --devices got {count}; it takes 1 or more")
+    if count > MAX_VIRTUAL:
+        raise UsageError(
+            f"flag --devices got {count}; one process has at most {MAX_VIRTUAL} virtual devices: "
+            "plan for more with --dry_run --topology"
+        )
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)

@@ -35,6 +35,8 @@ from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
 from jaxlab.train.logs import LogMetrics
 from jaxlab.train.loop import Run, fit
 from jaxlab.train.optimizers import OptimizerConfig
+from jaxlab.train.planning import cost_lines, step_cost
+from jaxlab.train.pods import Pod
 from jaxlab.train.progress import ProgressBar
 from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
 from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
@@ -254,11 +256,18 @@ def describe(
     init_carry: Callable[[int], Any] | None = None,
     tokens_per_step: int | None = None,
     rules: Rules = RULES,
+    objective: Objective | None = None,
+    batch: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    pod: Pod | None = None,
 ) -> list[str]:
     """Lines on the size, memory, sharding and length of a run, from shapes alone.
 
-    The arguments are those of `run_training`; the devices are those of this process. Memory is
-    that of the state; activations come on top of it.
+    The other arguments are those of `run_training`. Without a pod the devices are those of this
+    process, nothing is compiled, and memory is that of the state; activations come on top of it.
+
+    Args:
+      objective, batch: what is compiled for the pod: the batch as shapes [b, ...] by name.
+      pod: devices to plan for, within `core.use_devices(pod.devices, pod.platform)`.
     """
     mesh = make_mesh(config.mesh)
     optimizer = optimizers.build(config.optimizer, config.steps)
@@ -277,7 +286,25 @@ def describe(
         f"steps: {config.steps:,}{tokens}",
         *_sharding_lines(state.params),
         *(f"replicated: {note}" for note in plan.notes),
+        *_pod_lines(config, plan, optimizer, mesh, rules, tokens_per_step, objective, batch, pod),
     ]
+
+
+def _pod_lines(
+    config: TrainConfig, plan: StatePlan, optimizer: Any, mesh: Mesh, rules: Rules,
+    tokens_per_step: int | None, objective: Objective | None,
+    batch: Mapping[str, jax.ShapeDtypeStruct] | None, pod: Pod | None,
+) -> list[str]:
+    if pod is None or objective is None or batch is None:
+        return []
+    names = metric_names(plan.view, objective, batch, plan.abstract.carry)
+    plan = plan.with_metrics(names)
+    step = make_step(
+        plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate,
+        reduce_once=config.reduce_once,
+    )
+    cost = step_cost(step, plan, batch, mesh)
+    return cost_lines(cost, plan, pod, steps=config.steps, tokens_per_step=tokens_per_step)
 
 
 def _plan(
@@ -289,11 +316,19 @@ def _plan(
         raise UsageError(
             f"batch_size={config.batch_size} in accumulate={config.accumulate} micro-batches does "
             f"not divide over {shards} devices; make it a multiple of {shards * config.accumulate}"
+            f"{_fewer_shards(config.batch_size // config.accumulate, shards, mesh)}"
         )
     return plan_state(
         build, optimizer, key=config.seed, mesh=mesh, rules=rules, strict=config.strict_sharding,
         carry=None if init_carry is None else lambda: init_carry(config.batch_size),
     )
+
+
+def _fewer_shards(rows: int, shards: int, mesh: Mesh) -> str:
+    """The way out by the mesh: rows over as many devices as divide them, the others on tensor."""
+    data = math.gcd(rows, shards)
+    tensor = shards // data * mesh.shape["tensor"]
+    return f", or set mesh.data={data} and mesh.tensor={tensor}" if mesh.shape["fsdp"] == 1 else ""
 
 
 def _metric_names(

@@ -1,0 +1,190 @@
+"""What a step takes on devices that need not be there: memory, FLOPs, traffic, time and cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxlab.core import Chip
+from jaxlab.train.collectives import Collective, collectives
+from jaxlab.train.pods import Pod, silent_stderr
+from jaxlab.train.program import read_program
+from jaxlab.train.state import StatePlan
+from jaxlab.train.step import Step
+
+DAY = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """One compiled step, seen from one device.
+
+    Attributes:
+      arguments, temporaries: bytes that the compiler sets aside: the state and the batch, and all
+        else at its peak, gradients included.
+      outputs: bytes of results that take no argument's place.
+      gradients: bytes of the gradients, which lie like the parameters.
+      flops: of matrix products and convolutions, those computed twice included.
+      traffic: bytes between the chip and its memory, at least.
+      collectives: see `Collective`.
+      unknown_loops: loops whose length the program does not tell; they count once.
+      optimal_seconds: the compiler's own estimate, where it gives one.
+      compile_seconds: what the compiler took.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    gradients: int
+    flops: float
+    traffic: float
+    collectives: tuple[Collective, ...]
+    unknown_loops: int
+    optimal_seconds: float | None
+    compile_seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device's memory that the step needs."""
+        return self.arguments + self.temporaries + self.outputs
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in one step, at least."""
+        return sum(each.sent for each in self.collectives)
+
+
+def step_cost(step: Step, plan: StatePlan, batch: Mapping[str, Any], mesh: Mesh) -> StepCost:
+    """Compiles a step from shapes for the devices of `mesh`, and reads the program.
+
+    Args:
+      step: see `make_step`.
+      plan: of its state.
+      batch: `jax.ShapeDtypeStruct` [b, ...] by name, of all devices together.
+      mesh: its devices may be those of another machine.
+    """
+    began = time.perf_counter()
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    with silent_stderr() if on_tpu else contextlib.nullcontext():
+        compiled = step.lower(plan.abstract, batch).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    program = read_program(compiled.as_text())
+    optimal = (compiled.cost_analysis() or {}).get("optimal_seconds", 0.0)
+    return StepCost(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
+        gradients=bytes_on_device(plan.abstract.params),
+        flops=program.flops,
+        traffic=program.traffic,
+        collectives=tuple(collectives(program, mesh)),
+        unknown_loops=program.unknown_loops,
+        optimal_seconds=optimal if optimal > 0 else None,
+        compile_seconds=seconds,
+    )
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Bytes that a pytree of shapes with shardings takes on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def bounds(cost: StepCost, chip: Chip, share: float) -> dict[str, float]:
+    """Seconds that a step takes at least, by what it waits for (a roofline).
+
+    None of them counts what the others leave idle, padding, or latencies: a real step is slower
+    than the largest of them.
+
+    Args:
+      cost: of the step on one device.
+      chip: with its published peaks.
+      share: the part of a chip that a device is.
+    """
+    crosses = any(each.group > chip.group for each in cost.collectives)
+    links = chip.network_bandwidth if crosses and chip.network_bandwidth else chip.link_bandwidth
+    return {
+        "products": cost.flops / (chip.flops * share),
+        "memory": cost.traffic / (chip.memory_bandwidth * share),
+        "links": cost.sent / (links * share),
+    }
+
+
+def cost_lines(
+    cost: StepCost, plan: StatePlan, pod: Pod, *, steps: int, tokens_per_step: int | None
+) -> list[str]:
+    """The plan of a step and of a run of so many, for people."""
+    state = plan.abstract
+    parts = {
+        "parameters": bytes_on_device(state.params),
+        "optimizer": bytes_on_device(state.opt_state),
+        "carry": bytes_on_device(state.carry),
+        "gradients": cost.gradients,
+        "activations and all else": max(cost.temporaries - cost.gradients, 0) + cost.outputs,
+    }
+    lines = [
+        f"compiled for {pod.name}: {pod.num_chips:,} chips, {len(pod.devices):,} devices, in "
+        f"{cost.compile_seconds:.0f} s",
+        "bytes a device: " + ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()),
+        f"peak a device: {_mib(cost.peak)}{_fit(cost, pod)}",
+        f"FLOPs a step: {cost.flops * len(pod.devices):.4g} in matrix products, those computed "
+        f"again included; {cost.flops:.4g} a device",
+    ]
+    if tokens_per_step is not None:
+        lines.append(f"tokens a step: {tokens_per_step:,}")
+    lines += [
+        f"collective: {each.kind} over {'+'.join(each.axes) or 'nothing'} ({each.group} devices), "
+        f"{each.count:,.0f} a step, {_mib(each.payload)}, {_mib(each.sent)} sent"
+        for each in cost.collectives
+    ] or ["collectives: none"]
+    if cost.unknown_loops:
+        lines.append(f"loops of unknown length, counted once: {cost.unknown_loops}")
+    if cost.optimal_seconds is not None:
+        lines.append(
+            f"the compiler's own estimate: {1e3 * cost.optimal_seconds:.3g} ms a step (it counts "
+            "the bodies of loops once)"
+        )
+    return lines + _time_lines(cost, pod, steps, tokens_per_step)
+
+
+def _time_lines(cost: StepCost, pod: Pod, steps: int, tokens_per_step: int | None) -> list[str]:
+    if pod.chip is None:
+        return ["time: no chip is named; --hardware names one"]
+    each = bounds(cost, pod.chip, pod.share)
+    slowest = max(each, key=lambda name: each[name])
+    shown = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in each.items())
+    days = steps * each[slowest] / DAY
+    rate = "" if tokens_per_step is None else f", {tokens_per_step / each[slowest]:,.0f} tokens/s"
+    lines = [
+        f"a step takes at least {1e3 * each[slowest]:.3g} ms{rate}, bound by {slowest} ({shown}; "
+        f"peaks of {pod.chip.name})",
+        f"{steps:,} steps take at least {days:.3g} days",
+    ]
+    if pod.price is not None:
+        cost_of_run = 24 * days * pod.num_chips * pod.price
+        lines[-1] += f", {cost_of_run:,.0f} at {pod.price:g} for a chip and hour"
+    return lines
+
+
+def _fit(cost: StepCost, pod: Pod) -> str:
+    if pod.chip is None:
+        return ""
+    room = pod.chip.memory * pod.share
+    verdict = "fits" if cost.peak <= room else "DOES NOT FIT"
+    return f", {verdict} in the {_mib(room)} of {pod.chip.name}" + (
+        "" if pod.share == 1 else f" (one of {1 / pod.share:.0f} devices of a chip)"
+    )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"

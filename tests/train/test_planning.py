@@ -1,0 +1,188 @@
+"""Plans of steps: memory and FLOPs against independent counts, time and cost by hand."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxlab import core, models, train
+from jaxlab.core import MeshConfig, UsageError, View, chip
+from jaxlab.objectives import next_token
+from jaxlab.train.collectives import Collective
+from jaxlab.train.planning import StepCost, bounds, cost_lines, step_cost
+from jaxlab.train.pods import tpu_pod, virtual_pod
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = models.TransformerLMConfig(
+    vocab_size=96, width=64, depth=2, num_heads=4, mlp_dim=256, dtype="float32"
+)
+ROWS, LENGTH = 8, 32
+
+
+def planned(mesh, model=MODEL, optimizer="adamw"):
+    """Step, plan and batch of a small model."""
+    def build(rngs):
+        return models.TransformerLM(model, rngs=rngs)
+
+    view = View.abstract(lambda: build(nnx.Rngs(0)))
+    chosen = train.build_optimizer(train.OptimizerConfig(optimizer), 10)
+    carry = functools.partial(view.apply, view.params, ROWS, method="init_carry")
+    plan = train.plan_state(build, chosen, key=0, mesh=mesh, carry=carry)
+    types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_, "start": jnp.bool_}
+    batch = {k: jax.ShapeDtypeStruct((ROWS, LENGTH), dtype) for k, dtype in types.items()}
+    names = train.metric_names(plan.view, next_token, batch, plan.abstract.carry)
+    step = train.make_step(plan.view, next_token, chosen, mesh=mesh)
+    return step, plan.with_metrics(names), batch
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The cost of a step on one device, and its plan."""
+    mesh = core.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    step, plan, batch = planned(mesh)
+    return step_cost(step, plan, batch, mesh), plan
+
+
+def test_flops_are_those_of_the_products_of_the_model(alone):
+    cost, _ = alone
+    tokens, w, f, v = ROWS * LENGTH, MODEL.width, MODEL.mlp_dim, MODEL.vocab_size
+    dense = MODEL.depth * (4 * w * w + 2 * w * f) + w * v
+    # Attention: logits and their product with the values, over the keys and the full cache.
+    attention = MODEL.depth * 2 * w * LENGTH
+    least, most = 6 * tokens * dense, 6 * tokens * dense + 16 * tokens * attention
+    assert least <= cost.flops <= most
+    assert cost.unknown_loops == 0 and not cost.collectives
+
+
+def test_memory_is_that_of_the_state_and_more(alone):
+    cost, plan = alone
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(plan.abstract.params))
+    assert cost.gradients == state == 4 * plan.view.num_params
+    moments = 2 * state
+    carry = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(plan.abstract.carry))
+    batch = ROWS * LENGTH * (4 + 4 + 1 + 1)
+    assert cost.arguments == pytest.approx(state + moments + carry + batch, rel=0.01)
+    assert cost.temporaries > cost.gradients
+
+
+def test_the_state_of_eight_devices_is_an_eighth_under_fsdp(alone):
+    mesh = core.make_mesh(MeshConfig(data=1, fsdp=8), jax.devices()[:8])
+    step, plan, batch = planned(mesh)
+    cost = step_cost(step, plan, batch, mesh)
+    assert cost.arguments < alone[0].arguments / 7
+    assert cost.flops < alone[0].flops / 7
+    gathered = sum(c.payload for c in cost.collectives if c.kind == "all-gather")
+    assert gathered >= alone[0].gradients / 2
+    assert all(c.axes == ("fsdp",) for c in cost.collectives)
+
+
+def made_up(**changed):
+    fields = {
+        "arguments": 3 << 30, "temporaries": 2 << 30, "outputs": 0, "gradients": 1 << 30,
+        "flops": 197e12 * 0.5, "traffic": 819e9 * 0.1,
+        "collectives": (Collective("all-reduce", ("data",), 4, 1, 1e9, 200e9 * 0.2),),
+        "unknown_loops": 0, "optimal_seconds": None, "compile_seconds": 1.0,
+    }
+    return StepCost(**fields | changed)
+
+
+def test_the_slowest_of_three_bounds_a_step():
+    assert bounds(made_up(), chip("v5e"), 1.0) == pytest.approx(
+        {"products": 0.5, "memory": 0.1, "links": 0.2}
+    )
+    # A device that is half a chip has half of everything.
+    assert bounds(made_up(), chip("v5e"), 0.5)["products"] == pytest.approx(1.0)
+
+
+def test_days_and_cost_follow_from_the_bound(alone):
+    pod = train.Pod("8 of them", tuple(jax.devices()[:8]), chip("v5e"), 8, price=1.5)
+    lines = cost_lines(made_up(), alone[1], pod, steps=172_800, tokens_per_step=1000)
+    text = "\n".join(lines)
+    assert "at least 500 ms, 2,000 tokens/s, bound by products" in text
+    assert "172,800 steps take at least 1 days, 288 at 1.5 for a chip and hour" in text
+    assert "peak a device: 5,120.0 MiB, fits in the 16,384.0 MiB of v5e" in text
+    assert "all-reduce over data (4 devices), 1 a step" in text
+    tight = cost_lines(made_up(temporaries=14 << 30), alone[1], pod, steps=1, tokens_per_step=None)
+    assert any("DOES NOT FIT" in line for line in tight)
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5f:2x2", "chips: v4, v5e, v5p, v6e; did you mean 'v5e'"),
+        ("v5e", "it takes CHIP:LAYOUT"),
+        ("v5e:2", "it takes CHIP:LAYOUT"),
+    ],
+)
+def test_topologies_that_there_are_not_are_named(topology, words):
+    with pytest.raises(UsageError, match=words):
+        tpu_pod(topology)
+
+
+def test_chips_that_there_are_not_are_named():
+    with pytest.raises(UsageError, match="no chip is called 'h10'.*did you mean 'h100'"):
+        virtual_pod(8, "h10")
+
+
+def dry_run(*flags, variant="smoke", **environment):
+    return subprocess.run(
+        [
+            sys.executable, "-m", "experiments.block_recurrent", "--dry_run",
+            f"--config=configs/block_recurrent.py:{variant}", *flags,
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
+    )
+
+
+def test_the_smoke_step_compiles_for_a_tpu_topology():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed; `make test` installs it")
+    process = dry_run("--topology=v5e:2x2", "--price=1", "--config.train.batch_size=4")
+    assert process.returncode == 0, process.stderr
+    out = process.stdout
+    assert "compiled for v5e:2x2: 4 chips, 4 devices" in out
+    assert "fits in the 16,384.0 MiB of v5e" in out
+    assert "collective: all-reduce over data (4 devices)" in out
+    assert "a step takes at least" in out and "for a chip and hour" in out
+    assert not process.stderr
+    wrong = dry_run("--topology=v5e:3x5")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "--topology=v5e:3x5 is not one of v5e" in wrong.stderr
+
+
+def test_without_the_tpu_compiler_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
+        tpu_pod("v5e:2x2")
+
+
+def test_the_smoke_step_is_planned_on_virtual_devices():
+    process = dry_run("--devices=2", "--hardware=H100", XLA_FLAGS="")
+    assert process.returncode == 0, process.stderr
+    assert "compiled for 2 virtual devices for H100: 2 chips" in process.stdout
+    found = [line for line in process.stdout.splitlines() if line.startswith("  FLOPs a step")]
+    assert len(found) == 1 and math.isfinite(float(found[0].split()[3]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--devices=4096"], "at most 2048 virtual devices"),
+        (["--hardware=H100"], "--hardware and --price need --devices=N or --topology"),
+        (["--topology=v5e:2x2", "--devices=4"], "--topology names chips and their number"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(flags, words):
+    process = dry_run(*flags)
+    assert process.returncode == 2 and words in process.stderr
