@@ -22,7 +22,7 @@ class Chip:
       link_bandwidth: bytes/s that it sends over all its links to others, in one direction.
       torus_axes: dimensions of the torus that the links make; 0: a switch that joins `group` chips.
       group: chips that the links join at most: a pod, or the GPUs of one server.
-      network_bandwidth: bytes/s that it sends to chips of another group; 0: not among the published.
+      network_bandwidth: bytes/s that it sends to chips of another group; 0: not published.
     """
 
     name: str

@@ -43,10 +43,8 @@ class Collective:
 def collectives(program: Program, mesh: Mesh) -> list[Collective]:
     """All of a program, joined by kind and axes, the most bytes first."""
     found: dict[tuple[str, tuple[str, ...], int], list[float]] = {}
-    for count, _, each in program.instructions():
+    for count, each in _by_channel(program):
         kind = each.opcode.removesuffix("-start")
-        if kind not in KINDS:
-            continue
         groups = _groups(each, mesh.size)
         axes = _axes(groups, mesh)
         group = len(groups[0]) if kind != "collective-permute" else 2
@@ -58,6 +56,21 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             sums[i] += count * more
     rows = [Collective(*key, *sums) for key, sums in found.items()]
     return sorted(rows, key=lambda row: -row.sent)
+
+
+def _by_channel(program: Program) -> list[tuple[float, Instruction]]:
+    """How often each operation runs, and itself.
+
+    The TPU compiler writes one operation down several times, once for each fusion that it runs
+    beside; they share a channel.
+    """
+    found: dict[str, tuple[float, Instruction]] = {}
+    for count, _, each in program.instructions():
+        if each.opcode.removesuffix("-start") in KINDS:
+            channel = each.attribute("channel_id") or each.name
+            before, _ = found.get(channel, (0.0, each))
+            found[channel] = (max(count, before), each)
+    return list(found.values())
 
 
 def _payload(each: Instruction, kind: str) -> float:

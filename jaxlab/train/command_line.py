@@ -171,7 +171,7 @@ class Command:
             flag_values=found,
         )
         flags.DEFINE_integer(
-            "devices", None, "Run on so many virtual CPU devices; with --dry_run, compile for them.",
+            "devices", None, "Run on so many virtual CPU devices; with --dry_run, plan for them.",
             flag_values=found,
         )
         flags.DEFINE_string(

@@ -103,21 +103,27 @@ def bytes_on_device(tree: Any) -> int:
 def bounds(cost: StepCost, chip: Chip, share: float) -> dict[str, float]:
     """Seconds that a step takes at least, by what it waits for (a roofline).
 
-    None of them counts what the others leave idle, padding, or latencies: a real step is slower
-    than the largest of them.
+    Groups of more devices than the links join send over the network between them. None of the
+    numbers counts padding, latencies, or what waits for something else: a real step is slower than
+    the largest of them.
 
     Args:
       cost: of the step on one device.
       chip: with its published peaks.
       share: the part of a chip that a device is.
     """
-    crosses = any(each.group > chip.group for each in cost.collectives)
-    links = chip.network_bandwidth if crosses and chip.network_bandwidth else chip.link_bandwidth
-    return {
+    inside, across = (
+        sum(each.sent for each in cost.collectives if (each.group > chip.group) is larger)
+        for larger in (False, True)
+    )
+    found = {
         "products": cost.flops / (chip.flops * share),
         "memory": cost.traffic / (chip.memory_bandwidth * share),
-        "links": cost.sent / (links * share),
+        "links": inside / (chip.link_bandwidth * share),
     }
+    if across:
+        found["network"] = across / ((chip.network_bandwidth or chip.link_bandwidth) * share)
+    return found
 
 
 def cost_lines(
@@ -147,6 +153,11 @@ def cost_lines(
         f"{each.count:,.0f} a step, {_mib(each.payload)}, {_mib(each.sent)} sent"
         for each in cost.collectives
     ] or ["collectives: none"]
+    if pod.devices[0].platform != pod.platform:
+        lines.append(
+            f"these are of the program that the compiler for {pod.devices[0].platform} makes: that "
+            f"of {pod.platform} needs less memory and traffic, and joins more collectives"
+        )
     if cost.unknown_loops:
         lines.append(f"loops of unknown length, counted once: {cost.unknown_loops}")
     if cost.optimal_seconds is not None:

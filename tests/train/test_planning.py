@@ -24,7 +24,7 @@ from jaxlab.train.pods import tpu_pod, virtual_pod
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = models.TransformerLMConfig(
-    vocab_size=96, width=64, depth=2, num_heads=4, mlp_dim=256, dtype="float32"
+    vocab_size=96, width=64, depth=2, num_heads=4, mlp_dim=256, window=16, dtype="float32"
 )
 ROWS, LENGTH = 8, 32
 
@@ -57,9 +57,11 @@ def test_flops_are_those_of_the_products_of_the_model(alone):
     cost, _ = alone
     tokens, w, f, v = ROWS * LENGTH, MODEL.width, MODEL.mlp_dim, MODEL.vocab_size
     dense = MODEL.depth * (4 * w * w + 2 * w * f) + w * v
-    # Attention: logits and their product with the values, over the keys and the full cache.
-    attention = MODEL.depth * 2 * w * LENGTH
-    least, most = 6 * tokens * dense, 6 * tokens * dense + 16 * tokens * attention
+    # Attention: a query meets the keys of one to two windows in two products of 2 FLOPs, forward
+    # once, backward twice; what is computed again for the backward pass is one or two products.
+    attention = MODEL.depth * w * MODEL.window
+    least = 6 * tokens * dense + 12 * tokens * attention
+    most = 6 * tokens * dense + 16 * tokens * 2 * attention
     assert least <= cost.flops <= most
     assert cost.unknown_loops == 0 and not cost.collectives
 
@@ -104,6 +106,15 @@ def test_the_slowest_of_three_bounds_a_step():
     assert bounds(made_up(), chip("v5e"), 0.5)["products"] == pytest.approx(1.0)
 
 
+def test_groups_beyond_a_server_send_over_its_network():
+    rows = (
+        Collective("all-reduce", ("tensor",), 8, 1, 1e9, 450e9 * 0.3),
+        Collective("all-reduce", ("data",), 32, 1, 1e9, 50e9 * 0.7),
+    )
+    found = bounds(made_up(collectives=rows), chip("H100"), 1.0)
+    assert found["links"] == pytest.approx(0.3) and found["network"] == pytest.approx(0.7)
+
+
 def test_days_and_cost_follow_from_the_bound(alone):
     pod = train.Pod("8 of them", tuple(jax.devices()[:8]), chip("v5e"), 8, price=1.5)
     lines = cost_lines(made_up(), alone[1], pod, steps=172_800, tokens_per_step=1000)
@@ -119,7 +130,7 @@ def test_days_and_cost_follow_from_the_bound(alone):
 @pytest.mark.parametrize(
     ("topology", "words"),
     [
-        ("v5f:2x2", "chips: v4, v5e, v5p, v6e; did you mean 'v5e'"),
+        ("v5ee:2x2", "chips: v4, v5e, v5p, v6e; did you mean 'v5e'"),
         ("v5e", "it takes CHIP:LAYOUT"),
         ("v5e:2", "it takes CHIP:LAYOUT"),
     ],
