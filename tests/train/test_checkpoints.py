@@ -210,7 +210,8 @@ def test_the_best_are_kept_beside_the_newest(states, tmp_path):
                 checkpoints.save(state, measured={"held_out/loss": losses[step]})
             checkpoints.wait()
             assert checkpoints.best_step() == best
-        assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == sorted({best, 3})
+        kept_steps = {int(p.name) for p in folder.iterdir() if p.name.isdigit()}
+        assert kept_steps == {best, 3}
 
 
 def test_the_best_model_is_loaded_by_name(states, tmp_path, toy):
@@ -228,7 +229,8 @@ def test_the_best_model_is_loaded_by_name(states, tmp_path, toy):
 def test_a_metric_that_was_not_measured_is_named(states, tmp_path, caplog):
     with train.Checkpoints(tmp_path, keep_best=1, best_metric="held_out/los") as checkpoints:
         checkpoints.save(states[1][1], measured={"held_out/loss": 1.0})
-    assert "has no held_out/los and is none of the best; did you mean 'held_out/loss'" in caplog.text
+    assert "has no held_out/los and is none of the best" in caplog.text
+    assert "did you mean 'held_out/loss'" in caplog.text
 
 
 def test_best_needs_a_metric_and_a_number(saved, tmp_path, toy):

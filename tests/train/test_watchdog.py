@@ -56,8 +56,10 @@ def fit(step, hooks, steps=6):
 def test_a_run_that_goes_on_is_left_alone(end):
     run = fit(add, [train.Watchdog(5.0, end=end)])
     assert run.complete and end.code is None
-    assert not any("watchdog_watch" in t.name and t.is_alive() for t in threading.enumerate()
-                   if t.join(1.0) is None and "watchdog_watch" in t.name)
+    watching = [thread for thread in threading.enumerate() if "watchdog" in thread.name]
+    for thread in watching:
+        thread.join(5.0)
+    assert not any(thread.is_alive() for thread in watching)
 
 
 def test_a_step_that_blocks_ends_the_process_with_its_stack(end, capfd):
