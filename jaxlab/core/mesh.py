@@ -86,7 +86,10 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     groups = _slices(devices, config.slices)
     if len(groups) > 1:
         return Mesh(_across_slices(filled, groups), MESH_AXES, axis_types=types)
-    if len({getattr(device, "slice_index", None) for device in devices}) > 1:  # slices=1
+    # With slices=1; or a device for each of two cores of a TPU chip, as only compilers see them.
+    several = {getattr(device, "slice_index", None) for device in devices}
+    cores = {getattr(device, "core_on_chip", None) for device in devices}
+    if len(several) > 1 or len(cores) > 1:
         return Mesh(np.array(devices).reshape(filled), MESH_AXES, axis_types=types)
     return jax.make_mesh(filled, MESH_AXES, axis_types=types, devices=devices)
 
