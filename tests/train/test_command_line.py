@@ -176,7 +176,8 @@ def test_another_config_in_the_workdir_is_refused_unless_it_may_change(call, con
 def test_a_dry_run_prints_and_runs_nothing(call, config, tmp_path):
     code, out, _ = call(
         f"--config={config}", "--config.train.steps=5", "--dry_run",
-        run=raising(AssertionError("it ran")), plan=lambda config: [f"steps: {config.train.steps}"],
+        run=raising(AssertionError("it ran")),
+        plan=lambda config, pod: [f"steps: {config.train.steps}"],
     )
     lines = out.splitlines()
     assert code == 0 and "train.steps = 5" in lines and "train.optimizer.name = 'adamw'" in lines
@@ -249,7 +250,7 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
         import jax
         from jaxlab.train import main
 
-        def plan(config):
+        def plan(config, pod):
             return [f"devices: {jax.device_count()}"]
 
         def run(config, record):
