@@ -26,6 +26,7 @@ class Collective:
       kind: as XLA calls it.
       axes: of the mesh, those along which the devices of a group differ.
       group: devices of a group.
+      span: from the first to the last device of a group, in the order of the mesh.
       count: operations in one step, those in loops as often as they run.
       payload: bytes a device and step: of what is reduced, of what was gathered, or of what is
         scattered or passed on.
@@ -35,6 +36,7 @@ class Collective:
     kind: str
     axes: tuple[str, ...]
     group: int
+    span: int
     count: float
     payload: float
     sent: float
@@ -42,7 +44,7 @@ class Collective:
 
 def collectives(program: Program, mesh: Mesh) -> list[Collective]:
     """All of a program, joined by kind and axes, the most bytes first."""
-    found: dict[tuple[str, tuple[str, ...], int], list[float]] = {}
+    found: dict[tuple[str, tuple[str, ...], int, int], list[float]] = {}
     for count, each in _by_channel(program):
         kind = each.opcode.removesuffix("-start")
         groups = _groups(each, mesh.size)
@@ -51,8 +53,9 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
         payload = _payload(each, kind)
         if group < 2:
             continue
-        sums = found.setdefault((kind, axes, group), [0.0, 0.0, 0.0])
-        for i, more in enumerate((1.0, payload, payload * _sent(kind, group))):
+        span = max(max(members) - min(members) + 1 for members in groups)
+        sums = found.setdefault((kind, axes, group, span), [0.0, 0.0, 0.0])
+        for i, more in enumerate((1.0, payload, payload * sent_rate(kind, group))):
             sums[i] += count * more
     rows = [Collective(*key, *sums) for key, sums in found.items()]
     return sorted(rows, key=lambda row: -row.sent)
@@ -86,8 +89,10 @@ def _payload(each: Instruction, kind: str) -> float:
     return total
 
 
-def _sent(kind: str, group: int) -> float:
-    """Bytes that a device sends for each byte of payload."""
+def sent_rate(kind: str, group: float) -> float:
+    """Bytes that each member of a group sends at least for each byte of payload."""
+    if group <= 1:
+        return 0.0
     if kind == "all-reduce":
         return 2 * (group - 1) / group
     if kind in ("all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"):

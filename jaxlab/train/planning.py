@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlab.core import Chip
-from jaxlab.train.collectives import Collective, collectives
+from jaxlab.train.collectives import Collective, collectives, sent_rate
 from jaxlab.train.pods import Pod, silent_stderr
 from jaxlab.train.program import read_program
 from jaxlab.train.state import StatePlan
@@ -72,7 +72,7 @@ def step_cost(step: Step, plan: StatePlan, batch: Mapping[str, Any], mesh: Mesh)
     """
     began = time.perf_counter()
     on_tpu = mesh.devices.flat[0].platform == "tpu"
-    with silent_stderr() if on_tpu else contextlib.nullcontext():
+    with silent_stderr(until_it_fails=True) if on_tpu else contextlib.nullcontext():
         compiled = step.lower(plan.abstract, batch).compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
@@ -103,7 +103,8 @@ def bytes_on_device(tree: Any) -> int:
 def bounds(cost: StepCost, chip: Chip, share: float) -> dict[str, float]:
     """Seconds that a step takes at least, by what it waits for (a roofline).
 
-    Groups of more devices than the links join send over the network between them. None of the
+    Groups that reach further than the links do, in the order of the mesh, send over the network
+    between them. None of the
     numbers counts padding, latencies, or what waits for something else: a real step is slower than
     the largest of them.
 
@@ -112,17 +113,18 @@ def bounds(cost: StepCost, chip: Chip, share: float) -> dict[str, float]:
       chip: with its published peaks.
       share: the part of a chip that a device is.
     """
-    inside, across = (
-        sum(each.sent for each in cost.collectives if (each.group > chip.group) is larger)
-        for larger in (False, True)
-    )
+    sent = {False: 0.0, True: 0.0}
+    for each in cost.collectives:
+        # What the devices of one chip tell each other needs no link: chips are the members.
+        leaves_group = each.span * share > chip.group
+        sent[leaves_group] += each.payload * sent_rate(each.kind, each.group * share)
     found = {
         "products": cost.flops / (chip.flops * share),
         "memory": cost.traffic / (chip.memory_bandwidth * share),
-        "links": inside / (chip.link_bandwidth * share),
+        "links": sent[False] / chip.link_bandwidth,
     }
-    if across:
-        found["network"] = across / ((chip.network_bandwidth or chip.link_bandwidth) * share)
+    if sent[True]:
+        found["network"] = sent[True] / (chip.network_bandwidth or chip.link_bandwidth)
     return found
 
 

@@ -94,13 +94,17 @@ def virtual_pod(count: int, hardware: str | None = None, price: float | None = N
 
 
 @contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Keeps what C++ says on the standard error stream, and shows it only when something fails."""
+def silent_stderr(until_it_fails: bool = False) -> Iterator[None]:
+    """Keeps what C++ says on the standard error stream to itself, or shows it upon an error."""
     saved = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
             yield
+        except BaseException:
+            said.seek(0)
+            os.write(saved, said.read() if until_it_fails else b"")
+            raise
         finally:
             os.dup2(saved, 2)
             os.close(saved)

@@ -87,11 +87,17 @@ def test_the_state_of_eight_devices_is_an_eighth_under_fsdp(alone):
     assert all(c.axes == ("fsdp",) for c in cost.collectives)
 
 
+def all_reduce(group, span, sent):
+    """One operation in which every device sends so many bytes."""
+    payload = sent * group / (2 * (group - 1))
+    return Collective("all-reduce", ("data",), group, span, 1, payload, sent)
+
+
 def made_up(**changed):
     fields = {
         "arguments": 3 << 30, "temporaries": 2 << 30, "outputs": 0, "gradients": 1 << 30,
         "flops": 197e12 * 0.5, "traffic": 819e9 * 0.1,
-        "collectives": (Collective("all-reduce", ("data",), 4, 1, 1e9, 200e9 * 0.2),),
+        "collectives": (all_reduce(4, 4, 200e9 * 0.2),),
         "unknown_loops": 0, "optimal_seconds": None, "compile_seconds": 1.0,
     }
     return StepCost(**fields | changed)
@@ -102,13 +108,17 @@ def test_the_slowest_of_three_bounds_a_step():
         {"products": 0.5, "memory": 0.1, "links": 0.2}
     )
     # A device that is half a chip has half of everything.
-    assert bounds(made_up(), chip("v5e"), 0.5)["products"] == pytest.approx(1.0)
+    halves = bounds(made_up(), chip("v5e"), 0.5)
+    assert halves["products"] == pytest.approx(1.0)
+    # Of four halves two chips are left to send: payload * 2 * (2 - 1) / 2, over whole links.
+    assert halves["links"] == pytest.approx(0.2 * 4 / 6)
 
 
 def test_groups_beyond_a_server_send_over_its_network():
     rows = (
-        Collective("all-reduce", ("tensor",), 8, 1, 1e9, 450e9 * 0.3),
-        Collective("all-reduce", ("data",), 32, 1, 1e9, 50e9 * 0.7),
+        all_reduce(8, 8, 450e9 * 0.3),
+        # One GPU of each of eight servers.
+        all_reduce(8, 57, 50e9 * 0.7),
     )
     found = bounds(made_up(collectives=rows), chip("H100"), 1.0)
     assert found["links"] == pytest.approx(0.3) and found["network"] == pytest.approx(0.7)
