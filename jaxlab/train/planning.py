@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -153,7 +153,7 @@ def cost_lines(
     lines += [
         f"collective: {each.kind} over {'+'.join(each.axes) or 'nothing'} ({each.group} devices), "
         f"{each.count:,.0f} a step, {_mib(each.payload)}, {_mib(each.sent)} sent"
-        for each in cost.collectives
+        for each in _by_axes(cost.collectives)
     ] or ["collectives: none"]
     if pod.devices[0].platform != pod.platform:
         lines.append(
@@ -168,6 +168,19 @@ def cost_lines(
             "the bodies of loops once)"
         )
     return lines + _time_lines(cost, pod, steps, tokens_per_step)
+
+
+def _by_axes(found: Sequence[Collective]) -> list[Collective]:
+    """Those of one kind, axes and size in one, however far their groups reach."""
+    joined: dict[tuple[str, tuple[str, ...], int], Collective] = {}
+    for each in found:
+        key = each.kind, each.axes, each.group
+        before = joined.get(key)
+        joined[key] = each if before is None else dataclasses.replace(
+            before, count=before.count + each.count, payload=before.payload + each.payload,
+            sent=before.sent + each.sent, span=max(before.span, each.span),
+        )
+    return sorted(joined.values(), key=lambda each: -each.sent)
 
 
 def _time_lines(cost: StepCost, pod: Pod, steps: int, tokens_per_step: int | None) -> list[str]:

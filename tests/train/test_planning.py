@@ -132,6 +132,9 @@ def test_days_and_cost_follow_from_the_bound(alone):
     assert "172,800 steps take at least 1 days, 288 at 1.5 for a chip and hour" in text
     assert "peak a device: 5,120.0 MiB, fits in the 16,384.0 MiB of v5e" in text
     assert "all-reduce over data (4 devices), 1 a step" in text
+    apart = made_up(collectives=(all_reduce(4, 4, 8 << 20), all_reduce(4, 9, 4 << 20)))
+    lines = cost_lines(apart, alone[1], pod, steps=1, tokens_per_step=None)
+    assert "collective: all-reduce over data (4 devices), 2 a step, 8.0 MiB, 12.0 MiB sent" in lines
     tight = cost_lines(made_up(temporaries=14 << 30), alone[1], pod, steps=1, tokens_per_step=None)
     assert any("DOES NOT FIT" in line for line in tight)
 
