@@ -179,7 +179,8 @@ def test_a_run_that_lost_a_process_goes_on_in_one_process_and_another_mesh(
     run.send(signal.SIGKILL, 1)
     codes = [code for code, _, _ in run.end()]
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 3)
-    assert saved_steps(tmp_path) == {3, 6}
+    # That of step 6 may have been on its way to the disk.
+    assert {3} <= saved_steps(tmp_path) <= {3, 6}
     go_on_here(study, tmp_path, data=8)
     assert_same_curve(tmp_path, whole)
 
