@@ -240,6 +240,7 @@ class Checkpoints:
         ranks = {step: self._manager.metrics(step) for step in self._steps()}
         known = {step: rank["rank"] for step, rank in ranks.items() if rank}
         return max(known, key=lambda step: known[step], default=None)
+
     def set_aside_newest(self, label: str) -> bool:
         """Renames the newest checkpoint to `<label>-<step>`, so that an older one is the newest.
 

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxlab.core import UsageError, gather, is_main_host, on_main_host
+from jaxlab.core import UsageError, gather, on_main_host
 from jaxlab.results import METRICS_FILE, read_metrics, replace_json
 from jaxlab.train.hooks import Hook
 from jaxlab.train.stopping import TrainingDiverged
@@ -118,17 +118,22 @@ class Skips:
           UsageError: a file that is damaged.
         """
         path = pathlib.Path(folder) / FILE
-        try:
-            stored = agreed(lambda: json.loads(path.read_text()) if path.exists() else None)
-            if stored is None:
-                return cls(path)
-            after = {int(step): int(count) for step, count in stored["after"].items()}
-            return cls(path, after, [str(line) for line in stored["reasons"]])
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UsageError(
-                f"{os.fspath(path)!r} does not say which batches to pass over; put it back, or "
-                "remove it to read all data again"
-            ) from None
+
+        def read() -> tuple[list[tuple[int, int]], list[str]]:
+            if not path.exists():
+                return [], []
+            try:
+                stored = json.loads(path.read_text())
+                after = [(int(step), int(count)) for step, count in stored["after"].items()]
+                return after, [str(line) for line in stored["reasons"]]
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise UsageError(
+                    f"{os.fspath(path)!r} does not say which batches to pass over; put it back, or "
+                    "remove it to read all data again"
+                ) from None
+
+        after, reasons = agreed(read)
+        return cls(path, dict(after), reasons)
 
     def from_step(self, step: int) -> int:
         """How many batches a run that goes on from the checkpoint of `step` passes over first.
@@ -152,8 +157,9 @@ class Skips:
         self.reasons.append(reason)
 
     def _write(self) -> None:
-        if is_main_host():
-            replace_json(self.path, {"after": self.after, "reasons": self.reasons})
+        stored = {"after": self.after, "reasons": self.reasons}
+        # No host goes on before the file stands.
+        on_main_host(lambda: replace_json(self.path, stored))
 
 
 @dataclasses.dataclass
@@ -188,7 +194,7 @@ class Recovery:
                     f"after step {step}; give a stream without end"
                 ) from None
 
-    def roll_back(self, what: str, step: int) -> None:
+    def roll_back(self, what: str, step: int) -> int:
         """Decides where the run goes on after it diverged, and writes that down.
 
         A checkpoint from which the run diverged twice is set aside for the one before it, where
@@ -197,6 +203,9 @@ class Recovery:
         Args:
           what: what diverged.
           step: at which that was seen.
+
+        Returns:
+          The step of the checkpoint from which the run goes on, 0 for the beginning.
 
         Raises:
           TrainingDiverged: the run must stop.
@@ -218,6 +227,7 @@ class Recovery:
             len(self.skips.reasons), self.max_skips,
         )
         gc.collect()  # the state that diverged makes room for the one that is restored next
+        return begin
 
 
 def agreed(read: Callable[[], Any]) -> Any:

@@ -140,11 +140,15 @@ class StopOnSignal(Hook):
     With several hosts, a signal to any of them ends the run on all, after one and the same step:
     JAX passes SIGTERM on to the other hosts and agrees with them on the step
     (`jax.experimental.multihost_utils.reached_preemption_sync_point`), and a Ctrl-C is made one.
+
+    Attributes:
+      interrupted: the signal that ended the run, also where the end of the run raised an error.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
+        self.interrupted: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._interrupted = False
 
@@ -180,5 +184,6 @@ class StopOnSignal(Hook):
 
     def close(self, run: Run) -> None:
         """Gives the signals back."""
+        self.interrupted = run.interrupted
         while self._before:
             signal.signal(*self._before.popitem())

@@ -212,6 +212,7 @@ def run_training(
             checkpoints, Skips.read(workdir / FOLDER), config.max_skips,
             enabled=config.on_divergence == "skip",
         )
+        signals = StopOnSignal()
         while True:
             restored = checkpoints.restore(plan.abstract)
             if restored is not None and int(restored.state.step) >= config.steps:
@@ -233,7 +234,7 @@ def run_training(
                         *([ProgressBar(description)] if is_main_host() else []),
                         *hooks,
                         SaveCheckpoint(checkpoints, config.save_every, meta),
-                        StopOnSignal(),
+                        signals,
                     ]
                     with Prefetch(stream, config.prefetch, _transfer(mesh, rules)) as batches:
                         run = fit(
@@ -243,7 +244,9 @@ def run_training(
                 break
             except TrainingDiverged as error:
                 diverged = error.what, error.step
-            recovery.roll_back(*diverged)
+            begin = recovery.roll_back(*diverged)
+            if signals.interrupted is not None:
+                raise TrainingInterrupted(signals.interrupted, begin, config.steps)
     if run.interrupted is not None:
         raise TrainingInterrupted(run.interrupted, run.step, run.steps)
     return _trained(plan.view, run.state), run

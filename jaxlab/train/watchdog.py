@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import queue
@@ -25,6 +26,8 @@ STUCK = 4
 PATIENCE = 10
 """How many times longer than a step compilations, evaluations and saves may take."""
 
+REPORT_SECONDS = 5.0
+"""How long each part of the last words may take: what they go to may be what is stuck."""
 
 STDERR = 2
 
@@ -119,18 +122,20 @@ class Watchdog(Hook):
                 return self._give_up(limit)
 
     def _give_up(self, limit: float) -> None:
-        line = (
-            f"stuck: no step was done for {limit:g} s after step {self._done} of {self._steps}; "
-            f"{self._checkpoint()}; above stands where every thread is. The same command "
-            "continues; where steps do take so long, raise train.stuck_seconds\n"
-        )
+        def say() -> None:
+            line = (
+                f"stuck: no step was done for {limit:g} s after step {self._done} of "
+                f"{self._steps}; {kept}; above stands where every thread is. The same command "
+                "continues; where steps do take so long, raise train.stuck_seconds\n"
+            )
+            os.write(STDERR, line.encode())
+
         try:
             # Past the stream and its lock: who holds that may be the one that is stuck.
-            faulthandler.dump_traceback(STDERR, all_threads=True)
-            os.write(STDERR, line.encode())
-            flush = threading.Thread(target=sys.stdout.flush, daemon=True)
-            flush.start()
-            flush.join(1.0)
+            _try(lambda: faulthandler.dump_traceback(STDERR, all_threads=True))
+            kept = _try(self._checkpoint) or "its checkpoints cannot be listed"
+            _try(say)
+            _try(sys.stdout.flush)
         finally:
             self._end(STUCK)
 
@@ -139,6 +144,20 @@ class Watchdog(Hook):
         names = [] if self._checkpoints is None else os.listdir(self._checkpoints.folder)
         steps = [int(name) for name in names if name.isdigit()]
         return f"the checkpoint of step {max(steps)} is kept" if steps else "no checkpoint is there"
+
+
+def _try(work: Callable[[], str | None]) -> str | None:
+    """What `work()` returns, or None where it fails or takes longer than `REPORT_SECONDS`."""
+    found: list[str | None] = []
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            found.append(work())
+
+    thread = threading.Thread(target=attempt, name="watchdog_report", daemon=True)
+    thread.start()
+    thread.join(REPORT_SECONDS)
+    return found[0] if found else None
 
 
 def _takes_long(hook: Hook, run: Run) -> bool:

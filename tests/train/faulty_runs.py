@@ -157,6 +157,14 @@ class Hangs(toy.Numbers):
         return super().__next__()
 
 
+class NotANumber(toy.Numbers):
+    """Its seventh batch."""
+
+    def __next__(self):
+        batch = super().__next__()
+        return batch | {"x": batch["x"] * np.float32(np.nan)} if self.number == 7 else batch
+
+
 TMP = ".orbax-checkpoint-tmp"
 SAVE = (train.Checkpoints, "save", is_save_of_8)
 # Patches that a forked process makes before it runs.
@@ -190,7 +198,7 @@ HOOKS = {
     "a limit on metrics": lambda workdir: At(6, lambda: limit_metrics(workdir)),
     "a full disk": lambda workdir: At(6, lambda: fill(workdir)),
 }
-STREAMS = {"data that hang": Hangs}
+STREAMS = {"data that hang": Hangs, "numbers that are not finite": NotANumber}
 FLAGS = {"data that hang": ["--config.train.stuck_seconds=2"]}
 
 

@@ -51,6 +51,10 @@ ENDED = {
         5, 4, r"the metrics of step 8 cannot be written to '.*/metrics.jsonl' \(File too large\); "
         r"the rows before and all checkpoints stay; free some space there and run .*",
     ),
+    "numbers that are not finite": (
+        3, 4, r"training diverged: train/loss is nan at step 8; the checkpoint of step 4 is good "
+        r"and kept; .*",
+    ),
     "data that hang": (
         4, 4, r"stuck: no step was done for 2 s after step 6 of 12; the checkpoint of step 4 is "
         r"kept; above stands where every thread is. The same command continues; .*",

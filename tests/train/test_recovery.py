@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
+import signal
 
 import jax
 import numpy as np
@@ -254,3 +256,19 @@ def test_a_spike_is_a_loss_far_above_the_median_before_it(losses, before, found)
 def test_fields_out_of_range_are_named(fields, words):
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(CONFIG, **fields)
+
+
+def test_a_signal_before_a_skip_ends_the_run_which_skips_when_it_continues(
+    toy, streams, tmp_path
+):
+    class Signal(train.Hook):
+        def after_step(self, run):
+            if run.step == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(train.TrainingInterrupted, match="SIGTERM at step 4 of 14; all is saved"):
+        start(toy, tmp_path, streams[0]({7: np.nan}), hooks=[Signal()])
+    # Seen at step 7, where the run ends, and not at 8: one batch less is passed over.
+    found = start(toy, tmp_path, streams[0]({7: np.nan}))
+    other = tmp_path / "other"
+    assert_same(tmp_path, found, other, start(toy, other, streams[1](range(5, 8))))

@@ -116,3 +116,33 @@ def test_what_takes_long_is_not_waited_for_without_end(end, capfd):
     fit(add, [train.Watchdog(0.05, end=end), Do(3, lambda: end.wait(60))])
     assert end.code == train.watchdog.STUCK
     assert "for 0.5 s after step 3 of 6" in capfd.readouterr().err
+
+
+class Folderless:
+    """Checkpoints in a folder of a file system that does not answer, or is gone."""
+
+    def __init__(self, list_folder):
+        self.list_folder = list_folder
+
+    @property
+    def folder(self):
+        return self.list_folder()
+
+
+@pytest.mark.parametrize("fault", ["hangs", "is gone"])
+def test_a_file_system_that_does_not_answer_keeps_no_process_alive(
+    end, capfd, monkeypatch, tmp_path, fault
+):
+    monkeypatch.setattr(train.watchdog, "REPORT_SECONDS", 0.1)
+    hang = (lambda: end.wait(60) and tmp_path) if fault == "hangs" else lambda: tmp_path / "none"
+
+    def step(state, batch):
+        if batch == 3:
+            assert end.wait(5)
+        return add(state, batch)
+
+    fit(step, [train.Watchdog(0.2, Folderless(hang), end=end)])
+    err = capfd.readouterr().err
+    assert end.code == train.watchdog.STUCK
+    assert "in step" in err
+    assert "after step 3 of 6; its checkpoints cannot be listed; above" in err.splitlines()[-1]
