@@ -70,10 +70,11 @@ def sleep_for_ever(*_args: object) -> None:
 
 
 class At(train.Hook):
-    """Does something after one step."""
+    """Does something after one step, for which a watchdog has patience."""
 
     def __init__(self, step: int, action):
-        self.step, self.action = step, action
+        self.every = self.step = step
+        self.action = action
 
     def after_step(self, run):
         if run.step == self.step:
@@ -197,6 +198,7 @@ HOOKS = {
     "Ctrl-C twice": lambda workdir: At(6, lambda: raise_signals(signal.SIGINT, signal.SIGINT)),
     "a limit on metrics": lambda workdir: At(6, lambda: limit_metrics(workdir)),
     "a full disk": lambda workdir: At(6, lambda: fill(workdir)),
+    "data that hang": lambda workdir: At(5, lambda: wait_for_4(workdir)),
 }
 STREAMS = {"data that hang": Hangs, "numbers that are not finite": NotANumber}
 FLAGS = {"data that hang": ["--config.train.stuck_seconds=2"]}
