@@ -12,6 +12,9 @@ import sys
 
 import pytest
 
+from jaxlab.train.command_line import CTRL_C, DIVERGED, NOT_WRITTEN, RUN_AGAIN, USAGE
+from jaxlab.train.watchdog import STUCK
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -72,6 +75,14 @@ def test_every_make_target_that_is_named_exists():
     assert {"demo", "test", "env"} <= named
     for name in named:
         assert re.search(rf"^{name}:", makefile, re.M), name
+
+
+def test_both_pages_on_how_runs_end_know_every_exit_code():
+    codes = (USAGE, DIVERGED, STUCK, NOT_WRITTEN, RUN_AGAIN, CTRL_C)
+    for page in ("faults", "launch"):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        rows = re.findall(r"^\|[^|]*\|[^|]*\| (\d+)\b", text, re.M)
+        assert set(map(int, rows)) - {0} == set(codes), page
 
 
 def test_every_file_that_a_page_links_to_exists():

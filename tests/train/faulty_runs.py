@@ -166,6 +166,15 @@ class NotANumber(toy.Numbers):
         return batch | {"x": batch["x"] * np.float32(np.nan)} if self.number == 7 else batch
 
 
+class FiveToEightLeftOut(toy.Numbers):
+    """What a run reads that passes over them."""
+
+    def __next__(self):
+        if self.number == 4:
+            self.number = 8
+        return super().__next__()
+
+
 TMP = ".orbax-checkpoint-tmp"
 SAVE = (train.Checkpoints, "save", is_save_of_8)
 # Patches that a forked process makes before it runs.
@@ -200,8 +209,18 @@ HOOKS = {
     "a full disk": lambda workdir: At(6, lambda: fill(workdir)),
     "data that hang": lambda workdir: At(5, lambda: wait_for_4(workdir)),
 }
-STREAMS = {"data that hang": Hangs, "numbers that are not finite": NotANumber}
-FLAGS = {"data that hang": ["--config.train.stuck_seconds=2"]}
+STREAMS = {
+    "data that hang": Hangs,
+    "numbers that are not finite": NotANumber,
+    "numbers that are passed over": NotANumber,
+}
+FLAGS = {
+    "data that hang": ["--config.train.stuck_seconds=2"],
+    "numbers that are passed over": [
+        "--config.train.on_divergence=skip", "--config.train.spike_factor=1e6",
+        "--config.train.max_skips=1", "--config.train.stuck_seconds=100",
+    ],
+}
 
 
 def run(config: Config, record: Any) -> None:

@@ -94,7 +94,7 @@ def ended(whole, tmp_path_factory):
     """What became of every faulty run: workdir, exit code, printed text. It waits for `whole`,
     whose programs are in the compilation cache then."""
     folder = tmp_path_factory.mktemp("faulty")
-    faults = [*KILLED, *ENDED, "a full disk"]
+    faults = [*KILLED, *ENDED, "numbers that are passed over", "a full disk"]
     workdirs = {fault: folder / str(i) for i, fault in enumerate(faults)}
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAM.parent}"}
     process = subprocess.run(
@@ -173,6 +173,17 @@ def test_a_stuck_run_shows_the_stacks_of_all_threads(ended):
     assert "in sleep_for_ever" in text and "prefetch.py" in text and "in fit" in text
 
 
+def test_a_run_that_may_skip_comes_to_its_end_without_the_data_that_diverged(
+    ended, faulty, config, tmp_path
+):
+    workdir, code, text = ended["numbers that are passed over"]
+    assert code == 0, text
+    [line] = [line for line in text.splitlines() if "diverged" in line]
+    assert "back to the checkpoint of step 4, and past the 4 batches after it (skip 1 of" in line
+    expected = faulty.start(tmp_path, config, stream=faulty.FiveToEightLeftOut())[1]
+    assert_same_result(workdir, faulty.start(workdir, config)[1], (tmp_path, expected))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_and_goes_on_when_there_is_space(
     ended, faulty, whole
 ):
@@ -218,6 +229,8 @@ DAMAGES = {
     "the manifest missing": lambda w: shutil.rmtree(newest(w, "meta")),
     "the place in the data cut": lambda w: cut(newest(w, "data", "metadata")),
     "the place in the data missing": lambda w: newest(w, "data", "metadata").unlink(),
+    "all of it missing": lambda w: shutil.rmtree(newest(w)),
+    "its list of items missing": lambda w: newest(w, "_CHECKPOINT_METADATA").unlink(),
     "an empty folder for a checkpoint": lambda w: (w / "checkpoints" / "9").mkdir(),
     "a torn row of metrics": lambda w: (w / "metrics.jsonl").write_bytes(
         (w / "metrics.jsonl").read_bytes() + b'{"step": 12, "train/lo'
