@@ -26,6 +26,7 @@ from jaxlab.core.hosts import num_row_shards as num_row_shards
 from jaxlab.core.hosts import on_main_host as on_main_host
 from jaxlab.core.hosts import owned_rows as owned_rows
 from jaxlab.core.hosts import place_rows as place_rows
+from jaxlab.core.hosts import require_rows as require_rows
 from jaxlab.core.hosts import rows_on_host as rows_on_host
 from jaxlab.core.hosts import whole as whole
 from jaxlab.core.keys import named as named

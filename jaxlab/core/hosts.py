@@ -7,6 +7,7 @@ and costs nothing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -97,17 +98,33 @@ def host_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES) -> tuple[int, .
     >>> host_rows(4, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     (0, 1, 2, 3)
     """
+    require_rows(batch_size, mesh, rules)
     sharding = batch_sharding(mesh, rules)
-    shards = num_row_shards(sharding)
-    if batch_size % shards:
-        raise UsageError(
-            f"batch_size={batch_size} does not divide over {shards} devices; make it a multiple "
-            f"of {shards}"
-        )
     mine: set[int] = set()
     for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values():
         mine.update(range(batch_size)[rows])
     return tuple(sorted(mine))
+
+
+def require_rows(
+    batch_size: int, mesh: Mesh, rules: Rules = RULES, accumulate: int = 1
+) -> None:
+    """Checks that the rows of every micro-batch divide over the devices.
+
+    Raises:
+      UsageError: they do not; names a batch size and a mesh with which they do.
+    """
+    shards, rows = num_row_shards(batch_sharding(mesh, rules)), batch_size // accumulate
+    if rows % shards == 0:
+        return
+    parts = "" if accumulate == 1 else f" in accumulate={accumulate} micro-batches"
+    data = math.gcd(rows, shards)
+    tensor = shards // data * mesh.shape["tensor"]
+    way_out = f", or set mesh.data={data} and mesh.tensor={tensor}"
+    raise UsageError(
+        f"batch_size={batch_size}{parts} does not divide over {shards} devices; make it a multiple "
+        f"of {shards * accumulate}{way_out if mesh.shape['fsdp'] == 1 else ''}"
+    )
 
 
 def num_row_shards(sharding: NamedSharding) -> int:

@@ -208,8 +208,8 @@ def by_distance(bias_hm: jax.Array, num_keys: int) -> jax.Array:
       num_keys: s.
 
     A row is the one before shifted by one. On a CPU a tiling and a reshape write it without a
-    gather; elsewhere compilers take a quarter of a minute for each such reshape, and squares of it
-    are products with a matrix of zeros and ones.
+    gather; elsewhere, as the compiler for TPUs is slow at such reshapes, squares of it are products
+    with a matrix of zeros and ones.
 
     >>> by_distance(jnp.arange(4.0)[None], 2)[0].tolist()
     [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]

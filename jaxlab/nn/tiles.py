@@ -1,9 +1,9 @@
 """Softmax attention in tiles: the one inner product of queries, keys and values of the house.
 
 A tile is a few queries against the keys that they may see, small enough to stay in the cache.
-On one CPU device tiles run one after another; elsewhere they run as one batch, whose program is
-that of one tile: compilers for accelerators take minutes for many. In the backward
-pass the weights of a tile are computed again, so no [t, s] array outlives its tile.
+On one CPU device tiles run one after another; elsewhere they run as one batch, with the program of
+one tile. In the backward pass the weights of a tile are computed again, so no [t, s] array outlives
+its tile.
 
 Letters: t queries, s keys, k width of a head, h heads, n independent problems, j blocks.
 """

@@ -84,8 +84,8 @@ class Checkpoints:
       read_only: never write, delete or move anything.
 
     Raises:
-      UsageError: a number to keep below 1; `keep_best` without a metric, or the other way round; a
-        folder that cannot be made.
+      UsageError: a number to keep below 1; `keep_best` without a metric, or the other way round;
+        another mode; a folder that cannot be made.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class Checkpoints:
                 f"keep_best={keep_best} and best_metric={best_metric!r}; give both, e.g. 1 and "
                 "'held_out/bits_per_byte', or neither"
             )
+        if best_mode not in ("min", "max"):
+            raise UsageError(f"best_mode={best_mode!r}; it takes 'min' or 'max'")
         self._metric, self._sign = best_metric, -1.0 if best_mode == "min" else 1.0
         self.folder = pathlib.Path(folder).absolute()
         self._read_only = read_only
@@ -266,8 +268,9 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
-        busy = self._background.busy or self._manager.is_saving_in_progress()
-        if self._saving is not None and not busy:
+        if self._saving is None or self._background.busy:
+            return
+        if not self._manager.is_saving_in_progress():
             self.wait()
 
     def close(self) -> None:
@@ -309,7 +312,7 @@ class Checkpoints:
 
     def _give_up(self, step: int | None) -> None:
         """Ends a save that failed, frees the space that it took, and looks what is there."""
-        if jax.process_count() > 1:
+        if num_hosts() > 1:
             # To close takes all processes, and those without an error do not know of it. The next
             # start removes what is left.
             self._failed = True

@@ -59,6 +59,50 @@ from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
 USAGE, DIVERGED, NOT_WRITTEN, RUN_AGAIN, CTRL_C = 2, 3, 5, 75, 130
 
+FLAGS = (
+    (
+        flags.DEFINE_string, "config", None,
+        "FILE[:VARIANT], a Python file with VARIANTS; --config.FIELD=VALUE sets a field of it, any "
+        "number of times.",
+    ),
+    (flags.DEFINE_string, "workdir", None, "Folder of the run; one that is there is continued."),
+    (
+        flags.DEFINE_bool, "dry_run", False,
+        "Print config, size, memory, sharding and steps; run nothing.",
+    ),
+    (
+        flags.DEFINE_integer, "devices", None,
+        "Run on so many virtual CPU devices; with --dry_run, plan for them.",
+    ),
+    (
+        flags.DEFINE_string, "topology", None,
+        "With --dry_run: compile for TPUs such as v5e:16x16 or v4:8x8x8.",
+    ),
+    (
+        flags.DEFINE_string, "hardware", None,
+        f"With --dry_run: what --devices stand for: {', '.join(CHIPS)}.",
+    ),
+    (flags.DEFINE_float, "price", None, "With --dry_run: of one chip for an hour."),
+    (
+        flags.DEFINE_string, "coordinator", None,
+        "HOST:PORT of process 0, on hosts that no cluster manages.",
+    ),
+    (
+        flags.DEFINE_integer, "num_processes", None,
+        "How many processes run this; 1 ignores the cluster.",
+    ),
+    (flags.DEFINE_integer, "process_id", None, "The number of this one, from 0."),
+    (
+        flags.DEFINE_integer, "host_timeout", 60,
+        "Seconds after which a silent process is taken for lost.",
+    ),
+)
+"""Every experiment's flags: how absl defines them, name, default, help."""
+
+SAMPLE = (
+    flags.DEFINE_string, "sample", None, "Continue this prompt with the model of the workdir.",
+)
+
 
 def main(
     run: Callable[[Any, Record], None],
@@ -159,53 +203,10 @@ class Command:
 
     def _flags(self) -> flags.FlagValues:
         found = flags.FlagValues()
-        text = {
-            "config": "FILE[:VARIANT], a Python file with VARIANTS; --config.FIELD=VALUE sets a "
-            "field of it, any number of times.",
-            "workdir": "Folder of the run; one that is there is continued.",
-        }
-        for name, words in text.items():
-            flags.DEFINE_string(name, None, words, flag_values=found)
-        flags.DEFINE_bool(
-            "dry_run", False, "Print config, size, memory, sharding and steps; run nothing.",
-            flag_values=found,
-        )
-        flags.DEFINE_integer(
-            "devices", None, "Run on so many virtual CPU devices; with --dry_run, plan for them.",
-            flag_values=found,
-        )
-        flags.DEFINE_string(
-            "topology", None, "With --dry_run: compile for TPUs such as v5e:16x16 or v4:8x8x8.",
-            flag_values=found,
-        )
-        flags.DEFINE_string(
-            "hardware", None, f"With --dry_run: what --devices stand for: {', '.join(CHIPS)}.",
-            flag_values=found,
-        )
-        flags.DEFINE_float(
-            "price", None, "With --dry_run: of one chip for an hour.", flag_values=found
-        )
-        flags.DEFINE_string(
-            "coordinator", None, "HOST:PORT of process 0, on hosts that no cluster manages.",
-            flag_values=found,
-        )
-        flags.DEFINE_integer(
-            "num_processes", None, "How many processes run this; 1 ignores the cluster.",
-            flag_values=found,
-        )
-        flags.DEFINE_integer(
-            "process_id", None, "The number of this one, from 0.", flag_values=found
-        )
-        flags.DEFINE_integer(
-            "host_timeout", 60, "Seconds after which a silent process is taken for lost.",
-            flag_values=found,
-        )
+        table = FLAGS if self._sample is None else (*FLAGS, SAMPLE)
+        for define, name, default, words in table:
+            define(name, default, words, flag_values=found)
         flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
-        if self._sample is not None:
-            flags.DEFINE_string(
-                "sample", None, "Continue this prompt with the model of the workdir.",
-                flag_values=found,
-            )
         for name, default in self._sample_flags.items():
             define = flags.DEFINE_integer if type(default) is int else flags.DEFINE_float
             define(name, default, "For --sample.", flag_values=found)
@@ -230,6 +231,11 @@ class Command:
         for path, value in flatten(to_dict(config)).items():
             print(f"{path.replace('/', '.')} = {value!r}")
         if self._plan is None:
+            if pod is not None:
+                raise UsageError(
+                    f"this experiment has no plan to make for {pod.name}; leave --topology and "
+                    "--devices off"
+                )
             return
         planned_for = contextlib.nullcontext()
         if pod is not None:

@@ -222,7 +222,7 @@ class Recovery:
         self.skips.extend(begin, step)
         where = "the beginning" if good is None else f"the checkpoint of step {good}"
         log.warning(
-            "training diverged: %s at step %d; back to %s, and past the %d batches after it "
+            "training diverged: %s at step %d; back to %s; batches passed over after it: %d "
             "(skip %d of at most %d)", what, step, where, self.skips.after[begin],
             len(self.skips.reasons), self.max_skips,
         )

@@ -36,7 +36,7 @@ class TrainingDiverged(RuntimeError):
             "no checkpoint was saved before" if checkpoint is None
             else f"the checkpoint of step {checkpoint} is good and kept"
         )
-        again = "" if skips is None else f" again after {skips} skips, which train.max_skips allows"
+        again = "" if skips is None else f" (skips: {skips}; train.max_skips allows no more)"
         way_out = (
             "look at the data there, or pass over them with train.on_divergence=skip"
             if skips is None else "look at the data there"

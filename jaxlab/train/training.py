@@ -26,6 +26,7 @@ from jaxlab.core import (
     make_mesh,
     num_row_shards,
     place_rows,
+    require_rows,
 )
 from jaxlab.data import Prefetch, Stream
 from jaxlab.results import MetricWriter, NoMetrics
@@ -271,6 +272,9 @@ def describe(
     Args:
       objective, batch: what is compiled for the pod: the batch as shapes [b, ...] by name.
       pod: devices to plan for, within `core.use_devices(pod.devices, pod.platform)`.
+
+    Raises:
+      UsageError: sizes that do not fit each other or the devices; a pod without objective or batch.
     """
     mesh = make_mesh(config.mesh)
     optimizer = optimizers.build(config.optimizer, config.steps)
@@ -298,8 +302,13 @@ def _pod_lines(
     tokens_per_step: int | None, objective: Objective | None,
     batch: Mapping[str, jax.ShapeDtypeStruct] | None, pod: Pod | None,
 ) -> list[str]:
-    if pod is None or objective is None or batch is None:
+    if pod is None:
         return []
+    if objective is None or batch is None:
+        raise UsageError(
+            f"to plan for {pod.name} the step is compiled; pass describe its objective and the "
+            "shapes of a batch"
+        )
     names = metric_names(plan.view, objective, batch, plan.abstract.carry)
     plan = plan.with_metrics(names)
     step = make_step(
@@ -314,24 +323,11 @@ def _plan(
     config: TrainConfig, build: Build, optimizer: Any, init_carry: Callable[[int], Any] | None,
     mesh: Mesh, rules: Rules,
 ) -> StatePlan:
-    shards = num_row_shards(batch_sharding(mesh, rules))
-    if config.batch_size // config.accumulate % shards:
-        raise UsageError(
-            f"batch_size={config.batch_size} in accumulate={config.accumulate} micro-batches does "
-            f"not divide over {shards} devices; make it a multiple of {shards * config.accumulate}"
-            f"{_fewer_shards(config.batch_size // config.accumulate, shards, mesh)}"
-        )
+    require_rows(config.batch_size, mesh, rules, config.accumulate)
     return plan_state(
         build, optimizer, key=config.seed, mesh=mesh, rules=rules, strict=config.strict_sharding,
         carry=None if init_carry is None else lambda: init_carry(config.batch_size),
     )
-
-
-def _fewer_shards(rows: int, shards: int, mesh: Mesh) -> str:
-    """The way out by the mesh: rows over as many devices as divide them, the others on tensor."""
-    data = math.gcd(rows, shards)
-    tensor = shards // data * mesh.shape["tensor"]
-    return f", or set mesh.data={data} and mesh.tensor={tensor}" if mesh.shape["fsdp"] == 1 else ""
 
 
 def _metric_names(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
@@ -78,7 +79,7 @@ class Watchdog(Hook):
     def after_step(self, run: Run) -> None:
         """Leaves a mark behind the step that was dispatched."""
         # The next step donates the state: the mark is a copy.
-        self._marks.put((run.step, jnp.copy(run.state.step)))
+        self._marks.put((run.step, _copy(run.state.step)))
         last = run.complete or run.stop
         patient = last or any(_takes_long(hook, run) for hook in run.hooks)
         if patient or self._patient:
@@ -144,6 +145,11 @@ class Watchdog(Hook):
         names = [] if self._checkpoints is None else os.listdir(self._checkpoints.folder)
         steps = [int(name) for name in names if name.isdigit()]
         return f"the checkpoint of step {max(steps)} is kept" if steps else "no checkpoint is there"
+
+
+@jax.jit
+def _copy(number: jax.Array) -> jax.Array:
+    return jnp.copy(number)
 
 
 def _try(work: Callable[[], str | None]) -> str | None:

@@ -22,8 +22,14 @@ def test_one_host_has_every_row_and_counts_it(mesh):
 
 def test_rows_that_do_not_divide_are_refused():
     mesh = make_mesh(MeshConfig(data=4, fsdp=2), jax.devices()[:8])
-    with pytest.raises(UsageError, match="batch_size=12 does not divide over 8 devices; .* of 8"):
+    with pytest.raises(UsageError, match="batch_size=12 does not divide over 8 devices; .* of 8$"):
         core.host_rows(12, mesh)
+    # The mesh that is named is one with which they do.
+    mesh = make_mesh(MeshConfig(data=8), jax.devices()[:8])
+    words = "batch_size=8 in accumulate=2 .* of 16, or set mesh.data=4 and mesh.tensor=2$"
+    with pytest.raises(UsageError, match=words):
+        core.require_rows(8, mesh, accumulate=2)
+    core.require_rows(8, make_mesh(MeshConfig(data=4, tensor=2), jax.devices()[:8]), accumulate=2)
 
 
 def test_rows_come_back_as_they_were_placed(mesh):

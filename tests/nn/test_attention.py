@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, use_devices
 from jaxlab.nn import Attention, Cursor, Rotary, Segment, T5Bias
+from jaxlab.nn.attention import by_distance
 from jaxlab.nn.position import t5_buckets
 
 D, H, K, W = 8, 4, 6, 4
@@ -73,21 +74,28 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-call = jax.jit(lambda layer, *args, **kwargs: layer(*args, **kwargs))
+def compiled():
+    """A layer's call, compiled for the platform that is in force at its first use."""
+    return jax.jit(lambda layer, *args, **kwargs: layer(*args, **kwargs))
 
 
+call = compiled()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("case", CASES)
-def test_layer_equals_the_dense_formula_with_documents_and_a_carry(case):
+def test_layer_equals_the_dense_formula_with_documents_and_a_carry(case, platform):
     layer, x = make(**CASES[case]), numbers(2, 4 * W, D)
     start = np.zeros((2, 4 * W), bool)
     start[0, [3, 5]] = start[1, [W, 3 * W]] = True
     want = dense(layer, x, np.cumsum(start, axis=1))
-    outputs, length, carry = [], jnp.zeros(2, jnp.int32), None
+    outputs, length, carry, run = [], jnp.zeros(2, jnp.int32), None, compiled()
     parts = [slice(0, 4 * W)] if layer.window is None else [slice(0, 2 * W), slice(2 * W, 4 * W)]
     for part in parts:
         segment = Segment.of(jnp.asarray(start[:, part]), length)
         carry = layer.init_carry(2) if carry is None else carry
-        y, carry = call(layer, x[:, part], segment, carry)
+        with use_devices(jax.devices()[:1], platform):
+            y, carry = run(layer, x[:, part], segment, carry)
         length = segment.length_after()
         outputs.append(y)
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), want, atol=1e-5)
@@ -147,3 +155,17 @@ def test_refusals_name_the_nearest_sizes():
         make(causal=False).init_cache(1)
     with pytest.raises(UsageError, match="needs max_length"):
         make().init_cache(1)
+
+
+@pytest.mark.parametrize(("num_keys", "num_queries"), [(2, 3), (4, 4), (12, 4), (6, 9), (5, 1)])
+def test_biases_by_distance_are_the_same_on_every_platform(num_keys, num_queries):
+    bias_hm = jnp.asarray(np.random.default_rng(0).normal(size=(2, num_keys + num_queries - 1)))
+    bias_hm = bias_hm.at[:, :2].set(-1e9)
+    # Row s, column t: the last query and the first key are furthest apart.
+    want = [
+        [row[num_keys - 1 - s : num_keys - 1 - s + num_queries] for s in range(num_keys)]
+        for row in np.asarray(bias_hm)
+    ]
+    for platform in ("cpu", "tpu"):
+        with use_devices(jax.devices()[:1], platform):
+            np.testing.assert_allclose(by_distance(bias_hm, num_keys), want, rtol=1e-6)

@@ -236,5 +236,7 @@ def test_a_metric_that_was_not_measured_is_named(states, tmp_path, caplog):
 def test_best_needs_a_metric_and_a_number(saved, tmp_path, toy):
     with pytest.raises(UsageError, match="keep_best=1 and best_metric=None; give both"):
         train.Checkpoints(tmp_path, keep_best=1)
+    with pytest.raises(UsageError, match="best_mode='least'; it takes 'min' or 'max'"):
+        train.Checkpoints(tmp_path, keep_best=1, best_metric="a/b", best_mode="least")
     with pytest.raises(UsageError, match="was saved with a metric; train with keep_best"):
         train.load_model(saved, toy.Net, step="best")

@@ -179,7 +179,7 @@ def test_a_run_that_may_skip_comes_to_its_end_without_the_data_that_diverged(
     workdir, code, text = ended["numbers that are passed over"]
     assert code == 0, text
     [line] = [line for line in text.splitlines() if "diverged" in line]
-    assert "back to the checkpoint of step 4, and past the 4 batches after it (skip 1 of" in line
+    assert "back to the checkpoint of step 4; batches passed over after it: 4 (skip 1 of" in line
     expected = faulty.start(tmp_path, config, stream=faulty.FiveToEightLeftOut())[1]
     assert_same_result(workdir, faulty.start(workdir, config)[1], (tmp_path, expected))
 

@@ -116,9 +116,8 @@ def test_a_skip_says_so_in_one_line_and_compiles_no_second_step(
     with caplog.at_level(logging.WARNING, "jaxlab"):
         start(toy, tmp_path, streams[0]({7: np.nan}))
     assert [r.getMessage() for r in caplog.records if r.name == "jaxlab.train.recovery"] == [
-        "training diverged: train/loss is nan at step 8; back to the checkpoint of step 4, and "
-        "past "
-        "the 4 batches after it (skip 1 of at most 3)"
+        "training diverged: train/loss is nan at step 8; back to the checkpoint of step 4; "
+        "batches passed over after it: 4 (skip 1 of at most 3)"
     ]
     assert [step.num_compilations for step in steps] == [1]
 
@@ -175,8 +174,7 @@ def test_skips_come_to_an_end_and_can_be_allowed_again(toy, streams, tmp_path):
     one = dataclasses.replace(CONFIG, max_skips=1)
     with pytest.raises(
         train.TrainingDiverged,
-        match="diverged again after 1 skips, which train.max_skips allows: train/loss is nan at "
-        "step "
+        match=r"diverged \(skips: 1; train.max_skips allows no more\): train/loss is nan at step "
         "12; the checkpoint of step 8 is good and kept",
     ):
         start(toy, tmp_path / "a", Scaled(bad), one)
