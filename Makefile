@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 # The tool that writes the lock lives apart, so that it is never part of what it locks.
 LOCKER := .cache/lock
+# Tests of one file share what they compiled, so a file stays with one worker.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ demo: env ## Install, then train a small block-recurrent language model on real 
 		--config=configs/block_recurrent.py:demo --workdir=runs/demo
 
 test: env $(VENV)/libtpu.stamp ## Install, then run every check
-	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest
+	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest $(WORKERS)
 
 lock: python ## Resolve the newest allowed packages into requirements/lock.txt
 	"$(PYTHON)" -m venv --clear $(LOCKER)

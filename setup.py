@@ -33,7 +33,7 @@ RUNTIME = [
 EXTRAS = {
     "cuda": ["jax[cuda]>=0.10.2"],
     "docs": ["pdoc>=15"],
-    "test": ["pytest>=8.4"],
+    "test": ["pytest>=8.4", "pytest-xdist>=3.8"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
 

@@ -38,10 +38,23 @@ class Seconds:
     device: float = 0.0
     aside: float = 0.0
 
+    _hooks_began = None  # while hooks run: since when, not yet part of `hooks`
+
     @property
     def outside_step(self) -> float:
         """Time on the host that no step ran in because of us: data, and hooks' own work."""
-        return self.data + self.hooks - self.device - self.aside
+        running = 0.0 if self._hooks_began is None else time.perf_counter() - self._hooks_began
+        return self.data + self.hooks + running - self.device - self.aside
+
+    @contextlib.contextmanager
+    def in_hooks(self) -> Iterator[None]:
+        """Takes the time of the block as that of hooks, which see their own part of it too."""
+        self._hooks_began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.hooks += time.perf_counter() - self._hooks_began
+            self._hooks_began = None
 
 
 @dataclasses.dataclass
@@ -151,13 +164,13 @@ def fit(
             run.state = step(run.state, batch)
             run.step += 1
             stepped = clock()
-            for hook in run.hooks:
-                if run.step % hook.every == 0:
-                    hook.after_step(run)
-            now = clock()
             seconds.data += fetched - began
             seconds.step += stepped - fetched
-            seconds.hooks += now - stepped
+            with seconds.in_hooks():
+                for hook in run.hooks:
+                    if run.step % hook.every == 0:
+                        hook.after_step(run)
+            now = clock()
         for hook in run.hooks:
             hook.finish(run)
     return run
