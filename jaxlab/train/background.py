@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-LEAST_URGENT = 19
-"""The nice value of a thread that runs where no other wants to."""
-
-
 class Background:
-    """One thread of the lowest priority, which does one thing after the other.
+    """One thread for idle time, which does one thing after the other.
 
-    On Linux a priority belongs to a thread, and the threads that it starts have it too: what a
-    library does on threads of its own, called from here, takes no core from the steps either.
-    Elsewhere the thread is an ordinary one.
+    On Linux the policy `SCHED_IDLE` belongs to a thread, and the threads that it starts have it
+    too: what a library does on threads of its own, called from here, takes no core from the steps
+    either, and to the system a core that runs them alone is free. Elsewhere the thread is an
+    ordinary one.
     """
 
     def __init__(self, name: str):
@@ -47,4 +43,4 @@ class Background:
 
 def _step_back() -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
