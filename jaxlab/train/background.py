@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+
 class Background:
     """One thread for idle time, which does one thing after the other.
 
