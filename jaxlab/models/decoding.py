@@ -97,9 +97,13 @@ class Decoding:
                 self.dtype
             )
         x_bd = constrain(x_bd, "batch", None)
-        blocks = {}
+        blocks, sources = {}, self.config.read_states()
         for i, block in enumerate(self.blocks):
-            x_bd, blocks[str(i)] = block.step(x_bd, cursor, cache["blocks"][str(i)])
+            own = cache["blocks"][str(i)]
+            if i in sources:
+                state = cache["blocks"][str(sources[i])]
+                own = {**own, **{name: state[name] for name in ("state_keys", "state_values")}}
+            x_bd, blocks[str(i)] = block.step(x_bd, cursor, own)
         after = {"position": cursor.position_b + 1, "length": cursor.length_b + 1}
         return self.logits(self.final_norm(x_bd)), {**after, "blocks": blocks}
 

@@ -14,6 +14,7 @@ Transformer (arXiv 2203.07852) are this class with other numbers in its config:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -22,11 +23,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.core import UsageError, constrain, from_dict, named, platform
+from jaxlab.core import UsageError, View, constrain, from_dict, named, platform
 from jaxlab.models.decoding import Decoding
 from jaxlab.models.registry import register, tokens
 from jaxlab.nn import (
+    GATES,
     MLP,
+    UPDATES,
     Attention,
     Block,
     BlockRecurrentAttention,
@@ -34,6 +37,7 @@ from jaxlab.nn import (
     RMSNorm,
     Rotary,
     Segment,
+    StateReadingAttention,
     T5Bias,
     dropout,
 )
@@ -55,6 +59,11 @@ class TransformerLMConfig:
         without a window) or 'none'.
       recurrent_layers: indices of the layers with a recurrent state; negative from the end.
       num_states: state vectors of each of them.
+      gate: of the state, see `nn.GATES`; gate_bias: where the bias of what it keeps starts.
+      update: how the state takes in what it read, see `nn.UPDATES`; its MLP is `mlp_dim` wide.
+      state_readers: indices of other layers whose tokens read the state of the next recurrent
+        layer above them (of the last, where there is none), as it was before their block. The
+        stack then runs block by block. All other layers: the paper's feedback variant.
       normalise: L2-normalised queries and keys with a learned scale a head, from `head_scale`.
         1 is the paper's, for Adafactor; with Adam 8 learns where 1 may not.
       dropout_rate: where a key is given.
@@ -81,6 +90,10 @@ class TransformerLMConfig:
     max_length: int = 2048
     recurrent_layers: tuple[int, ...] = ()
     num_states: int = 128
+    gate: Literal["fixed", "lstm", "gru"] = "fixed"
+    gate_bias: float = 0.0
+    update: Literal["skip", "single", "dual"] = "skip"
+    state_readers: tuple[int, ...] = ()
     normalise: bool = True
     head_scale: float = 1.0
     dropout_rate: float = 0.0
@@ -98,25 +111,49 @@ class TransformerLMConfig:
             raise UsageError(f"dropout_rate={self.dropout_rate} must lie in [0, 1)")
         if self.head_dim is None:
             split_width(self.width, self.num_heads)
-        for layer in self.recurrent_layers:
-            if not -self.depth <= layer < self.depth:
-                raise UsageError(f"recurrent_layers holds {layer}, but depth={self.depth}")
+        for name in ("recurrent_layers", "state_readers"):
+            for layer in getattr(self, name):
+                if not -self.depth <= layer < self.depth:
+                    raise UsageError(f"{name} holds {layer}, but depth={self.depth}")
+        if self.state_readers and not self.recurrent_layers:
+            raise UsageError("state_readers read a state: set recurrent_layers, e.g. -3")
+        if both := self._layers("state_readers") & self._layers("recurrent_layers"):
+            raise UsageError(
+                f"layer {min(both)} is in recurrent_layers and in state_readers; a recurrent layer "
+                "reads its own state"
+            )
+        for name, known in (("gate", GATES), ("update", UPDATES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
     def slots(self) -> tuple[str, ...]:
-        """The kind of each layer: 'attention' or 'recurrent'."""
-        recurrent = {layer % self.depth for layer in self.recurrent_layers}
-        return tuple("recurrent" if i in recurrent else "attention" for i in range(self.depth))
+        """The kind of each layer: 'attention', 'recurrent' or 'reader' (of a state)."""
+        kinds = {layer: "recurrent" for layer in self._layers("recurrent_layers")}
+        kinds |= {layer: "reader" for layer in self._layers("state_readers")}
+        return tuple(kinds.get(i, "attention") for i in range(self.depth))
+
+    def read_states(self) -> dict[int, int]:
+        """The recurrent layer whose state each reader reads."""
+        recurrent = sorted(self._layers("recurrent_layers"))
+        return {
+            layer: next((above for above in recurrent if above > layer), recurrent[-1])
+            for layer in sorted(self._layers("state_readers"))
+        }
+
+    def _layers(self, name: str) -> set[int]:
+        return {layer % self.depth for layer in getattr(self, name)}
 
     def runs(self) -> list[tuple[int, int]]:
         """(first layer, number) of neighbours that run as one scan; of one each without it."""
         if not self.scan_layers:
             return [(i, 1) for i in range(self.depth)]
         runs, first = [], 0
-        for _, layers in itertools.groupby(self.slots()):
+        kinds = [(slot, self.read_states().get(i)) for i, slot in enumerate(self.slots())]
+        for _, layers in itertools.groupby(kinds):
             count = len(list(layers))
             runs.append((first, count))
             first += count
@@ -202,8 +239,17 @@ class TransformerLM(Decoding, nnx.Module):
         b, t = tokens_bt.shape
         carry = self.init_carry(b) if carry is None else carry
         start_bt = jnp.zeros((b, t), bool) if start_bt is None else start_bt
-        segment = Segment.of(start_bt, carry["length"])
         x_btd = self.embed(tokens_bt)
+        if self.config.state_readers:
+            return self._read_block_by_block(x_btd, carry, start_bt, key)
+        return self.read_segment(x_btd, carry, start_bt, key)
+
+    def read_segment(
+        self, x_btd: jax.Array, carry: Any, start_bt: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """`read` of embedded tokens by all layers, one after the other."""
+        segment = Segment.of(start_bt, carry["length"])
+        carry = {**carry, "blocks": self._with_states(segment, carry["blocks"])}
         after: dict[str, Any] = {}
         for first, count in self.config.runs():
             layers = [str(i) for i in range(first, first + count)]
@@ -215,6 +261,36 @@ class TransformerLM(Decoding, nnx.Module):
             )
             after |= dict(zip(layers, carries, strict=True))
         return x_btd, {"length": segment.length_after(), "blocks": after}
+
+    def _read_block_by_block(self, x_btd, carry, start_bt, key) -> tuple[jax.Array, Any]:
+        """`read_segment` of one window after the other, so that layers can read a state above."""
+        b, t, d = x_btd.shape
+        w = self.config.window
+        self.blocks[0].attention.attention.require_blocks(t)
+        view = View.of(self)  # variables of the scan's own trace: `nnx.remat` wants them so
+
+        def block(carry, xs):
+            j, x_bwd, start_bw = xs
+            block_key = None if key is None else named(key, "window", j)
+            x_bwd, carry = view.apply(
+                view.params, x_bwd, carry, start_bw, block_key, method="read_segment"
+            )
+            return carry, x_bwd
+
+        x_jbwd = x_btd.reshape(b, t // w, w, d).swapaxes(0, 1)
+        start_jbw = start_bt.reshape(b, t // w, w).swapaxes(0, 1)
+        carry, x_jbwd = jax.lax.scan(block, carry, (jnp.arange(t // w), x_jbwd, start_jbw))
+        return x_jbwd.swapaxes(0, 1).reshape(b, t, d), carry
+
+    def _with_states(self, segment: Segment, carries: dict[str, Any]) -> dict[str, Any]:
+        """The carries of all layers, those of readers with the state that they read."""
+        shown = dict(carries)
+        for layer, source in self.config.read_states().items():
+            keys, values = self.blocks[source].attention.state_before(
+                segment, carries[str(source)]
+            )
+            shown[str(layer)] = {**carries[str(layer)], "state_keys": keys, "state_values": values}
+        return shown
 
     def init_carry(self, batch_size: int) -> Any:
         """The carry of rows in which nothing has been read: windows, states, document length."""
@@ -296,7 +372,7 @@ def learned_positions(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> nnx.Par
 
 
 def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Block:
-    """The block of one slot ('attention' or 'recurrent') by the sizes of a config."""
+    """The block of one slot (see `TransformerLMConfig.slots`) by the sizes of a config."""
     dtype = compute_dtype(config.dtype)
     head_dim = config.head_dim or config.width // config.num_heads
     position: Any = None
@@ -304,7 +380,6 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         position = T5Bias(config.num_heads, rngs=rngs)
     elif config.position == "rotary":
         position = Rotary(head_dim)
-    recurrent = slot == "recurrent"
     mixer: nnx.Module = Attention(
         config.width,
         config.num_heads,
@@ -315,22 +390,18 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         normalise=config.normalise,
         head_scale=config.head_scale,
         position=position,
-        extra_heads=config.num_heads if recurrent else 0,
+        extra_heads=0 if slot == "attention" else config.num_heads,
         dtype=dtype,
         rngs=rngs,
     )
-    if recurrent:
-        cell = BlockRecurrentCell(
-            config.width,
-            config.num_states,
-            config.num_heads,
-            head_dim,
-            head_scale=config.head_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    if slot == "recurrent":
         mixer = BlockRecurrentAttention(
-            mixer, cell, config.width, head_scale=config.head_scale, dtype=dtype, rngs=rngs
+            mixer, make_cell(config, rngs=rngs), config.width, head_scale=config.head_scale,
+            dtype=dtype, rngs=rngs,
+        )
+    elif slot == "reader":
+        mixer = StateReadingAttention(
+            mixer, config.width, head_scale=config.head_scale, dtype=dtype, rngs=rngs
         )
     mlp = MLP(
         config.width,
@@ -342,6 +413,21 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
     )
     return Block(
         config.width, mixer, mlp, dropout_rate=config.dropout_rate, dtype=dtype, rngs=rngs
+    )
+
+
+def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentCell:
+    """The recurrent cell of a config."""
+    dtype = compute_dtype(config.dtype)
+    head_dim = config.head_dim or config.width // config.num_heads
+    sizes = [config.width, 2 * config.num_heads, head_dim]
+    if config.update != "skip":
+        sizes.append(config.mlp_dim or 4 * config.width)
+    gate = functools.partial(GATES[config.gate], bias=config.gate_bias)
+    return BlockRecurrentCell(
+        config.width, config.num_states, config.num_heads, head_dim,
+        update=UPDATES[config.update](*sizes, gate=gate, dtype=dtype, rngs=rngs),
+        head_scale=config.head_scale, dtype=dtype, rngs=rngs,
     )
 
 
@@ -360,6 +446,10 @@ _REPLACE = {
     "plain": {"window": None, "position": "learned", "max_length": 16, "normalise": False},
     "sliding_scanned": {"depth": 2, "position": "rotary", "scan_layers": True, "remat": True},
     "block_recurrent": {"recurrent_layers": (0,), "gated": True, "activation": "silu"},
+    "feedback": {
+        "depth": 2, "recurrent_layers": (1,), "state_readers": (0,), "gate": "lstm",
+        "update": "dual",
+    },
 }
 for _name, _fields in _REPLACE.items():
     register(

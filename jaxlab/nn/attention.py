@@ -125,11 +125,7 @@ class Attention(RingDecoding, nnx.Module):
             after = {"keys": k_bshk, "values": v_bshk} if self.causal else None
             return self._read_all(q_bthk, k_bshk, v_bshk, segment), after
         b, t = q_bthk.shape[:2]
-        if t % self.window:
-            raise UsageError(
-                f"a segment of {t} tokens is not a multiple of window={self.window}; nearest: "
-                f"{max(t // self.window, 1) * self.window}, {-(-t // self.window) * self.window}"
-            )
+        self.require_blocks(t)
         if segment is None:
             segment = Segment.of(jnp.zeros((b, t), bool))
         carry = self.init_carry(b) if carry is None else carry
@@ -138,6 +134,19 @@ class Attention(RingDecoding, nnx.Module):
             for name, x in {"keys": k_bshk, "values": v_bshk}.items()
         }
         return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry), after
+
+    def require_blocks(self, num_tokens: int) -> None:
+        """Refuses a segment that is not made of whole windows.
+
+        Raises:
+          UsageError: such a segment; names the nearest lengths.
+        """
+        w, t = self.window, num_tokens
+        if t % w:
+            raise UsageError(
+                f"a segment of {t} tokens is not a multiple of window={w}; nearest: "
+                f"{max(t // w, 1) * w}, {-(-t // w) * w}"
+            )
 
     def init_carry(self, batch_size: int) -> Carry:
         """Keys and values [b, w, kv heads, k] of a window with nothing in it."""

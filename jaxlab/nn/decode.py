@@ -119,6 +119,43 @@ class RingDecoding:
         return attend_one(q_bhk, keys, cache["values"], bias_bhs), cache
 
 
+class StateReadingDecoding:
+    """Decoding of `StateReadingAttention`: a ring of one window.
+
+    A step also finds in its cache `state_keys`, `state_values` [b, h, r, k] of the state to read.
+    """
+
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
+        """An empty ring; `max_length` has no influence."""
+        return self.attention.init_cache(batch_size, max_length)
+
+    def cache_of(self, carry: Cache) -> Cache:
+        """The cache that goes on after a segment, whose end is position 0."""
+        return self.attention.cache_of(carry)
+
+    def fill(self, cache: Cache, carry: Cache, count_b: jax.Array) -> Cache:
+        """Puts the first `count_b` tokens of a block."""
+        return self.attention.fill(cache, carry, count_b)
+
+    def reset(self, cache: Cache, rows_b: jax.Array) -> Cache:
+        """Void the rows."""
+        return self.attention.reset(cache, rows_b)
+
+    def step(self, x_bd: jax.Array, cursor: Cursor, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The next token of each row, [b, d] to [b, d], and the ring with it."""
+        ring = {name: cache[name] for name in ("keys", "values")}
+        return self.read_both(x_bd, cursor, ring, cache["state_keys"], cache["state_values"])
+
+    def read_both(
+        self, x_bd: jax.Array, cursor: Cursor, ring: Cache, state_keys: jax.Array,
+        state_values: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """What one token a row, [b, d], finds in the ring and in the state; the ring with it."""
+        window_bhk, ring = self.attention.read_ring(*self.attention.heads(x_bd), cursor, ring)
+        state_bhk = attend_one(self.state_queries(x_bd), state_keys, state_values)
+        return self.output(window_bhk, state_bhk), ring
+
+
 class RecurrentDecoding:
     """Decoding of `BlockRecurrentAttention`.
 
@@ -148,11 +185,9 @@ class RecurrentDecoding:
 
     def step(self, x_bd: jax.Array, cursor: Cursor, cache: Cache) -> tuple[jax.Array, Cache]:
         """The next token of each row, [b, d] to [b, d]; a full block updates the row's state."""
-        window_bhk, cache = self.attention.read_ring(*self.attention.heads(x_bd), cursor, cache)
-        state_bhk = attend_one(
-            self.state_queries(x_bd), cache["state_keys"], cache["state_values"]
+        out_bd, cache = self.read_both(
+            x_bd, cursor, cache, cache["state_keys"], cache["state_values"]
         )
-        out_bd = self.attention.output(jnp.concatenate([window_bhk, state_bhk], axis=1))
         full_b = (cursor.position_b + 1) % self.attention.window == 0
         return out_bd, self._replace_state(cache, full_b, lambda: self._next_state(cursor, cache))
 

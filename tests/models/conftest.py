@@ -29,6 +29,10 @@ KINDS = {
         "recurrent_layers": (-1,), "position": "rotary", "num_kv_heads": 1, "include_self": True
     },
     "scanned": {"recurrent_layers": (0,), "depth": 3, "scan_layers": True, "remat": True},
+    "feedback": {
+        "depth": 3, "recurrent_layers": (1,), "state_readers": (0, 2), "gate": "lstm",
+        "update": "dual",
+    },
     "learned": {"window": None, "position": "learned", "max_length": 28, "normalise": False},
 }
 

@@ -16,7 +16,18 @@ from jaxlab.core import View
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
 
-VARIANTS = {"slide": (), "fixed_skip": (1,)}
+RECURRENT = {"recurrent_layers": (1,)}
+VARIANTS = {
+    "slide": {},
+    "fixed_skip": RECURRENT,
+    "fixed_single": RECURRENT | {"update": "single"},
+    "fixed_dual": RECURRENT | {"update": "dual"},
+    "lstm_skip": RECURRENT | {"gate": "lstm"},
+    "lstm_single": RECURRENT | {"gate": "lstm", "update": "single"},
+    "lstm_dual": RECURRENT | {"gate": "lstm", "update": "dual"},
+    "gru_skip": RECURRENT | {"gate": "gru"},
+    "feedback_fixed_skip": RECURRENT | {"state_readers": (0, 2)},
+}
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
@@ -36,8 +47,8 @@ def golden(request, shared):
         mlp_dim=64,
         window=16,
         num_states=8,
-        recurrent_layers=VARIANTS[request.param],
         dtype="float32",
+        **VARIANTS[request.param],
     )
     view = View.of(TransformerLM(config, rngs=nnx.Rngs(0)))
     params = {path: ours(path, view.params[path].shape, numbers, "params") for path in view.params}
@@ -72,14 +83,37 @@ def ours(path, shape, numbers, section):
         "attention/state_scale": "attention_scale2",
         "ids": "_kvq/position_embeddings",
         "output/kernel": "post_attn_mlp/output_layer/kernel",
-        "update/output/kernel": "post_attn_mlp/output_layer/kernel",
-        "update/gate/bias": "post_attn_mlp/gate_bias",
         "mlp_norm/scale": "pre_ffn_layernorm/scale",
         "mlp/up/kernel": "ffn/hidden0/kernel",
         "mlp/down/kernel": "ffn/output_layer/kernel",
     }
+    if name.startswith("attention/update/") or name.startswith("update/"):
+        return of_update(name.split("update/")[1], prefix + "/recurrent_tbase", numbers)(shape)
     name = name if name in theirs else name.removeprefix("attention/")
     return numbers[f"{prefix}/{side}/{theirs[name]}"].reshape(shape)
+
+
+def of_update(name, prefix, numbers):
+    """Their array for a parameter of the state's update; after attention, or in an MLP."""
+    has_mlp = f"{prefix}/ffn/hidden0/kernel" in numbers
+    room = "post_attn_mlp" if name.startswith(("attention/", "output/")) or not has_mlp else "ffn"
+    name = name.removeprefix("attention/")
+    theirs = {
+        "output/kernel": "output_layer/kernel",
+        "down/kernel": "output_layer/kernel",
+        "up/kernel": "hidden0/kernel",
+        "gate/linear/kernel": "gate_layer/kernel",
+        "gate/forget/kernel": "forget_gate/kernel",
+        "gate/forget_bias": "forget_gate/bias",
+        "gate/take/kernel": "input_gate/kernel",
+        "gate/take_bias": "input_gate/bias",
+    }
+    if name == "norm/scale":
+        return numbers[f"{prefix}/pre_ffn_layernorm/scale"].reshape
+    if name == "gate/bias":
+        full = f"{prefix}/{room}/gate_layer/bias"
+        return numbers[full if full in numbers else f"{prefix}/{room}/gate_bias"].reshape
+    return numbers[f"{prefix}/{room}/{theirs[name]}"].reshape
 
 
 def batch_of(numbers, segment):
@@ -131,6 +165,7 @@ def test_logits_losses_and_states_match_over_two_segments(golden):
                 np.testing.assert_allclose(array, numbers[f"{theirs}/{name}_train"], atol=1e-4)
 
 
+@pytest.mark.parametrize("golden", ["slide", "fixed_skip", "lstm_dual"], indirect=True)
 def test_gradients_of_the_second_segment_match(golden):
     view, params, numbers = golden
     carry = run(view, params, numbers)[1][3]

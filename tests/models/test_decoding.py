@@ -10,7 +10,7 @@ from jaxlab.sampling import generate
 from jaxlab.sampling.autoregressive import _continue
 
 T = 14  # three and a half blocks
-KINDS = ("plain", "sliding", "recurrent", "rotary", "scanned", "learned")
+KINDS = ("plain", "sliding", "recurrent", "rotary", "scanned", "learned", "feedback")
 
 
 @jax.jit
@@ -53,7 +53,7 @@ def test_prompts_of_different_lengths_are_read_as_steps_would(tiny, kind):
 
 
 def test_steps_go_on_over_the_border_of_a_segment(tiny):
-    model = tiny.model("recurrent")
+    model = tiny.model("feedback")
     _, carry = tiny.run(model, tiny.tokens[:, :12])
     got, _ = steps(model, tiny.tokens[:, 12 : 12 + T], cache_of(model, carry), NO_STARTS)
     np.testing.assert_allclose(got, tiny.run(model)[0][:, 12 : 12 + T], atol=1e-5)
@@ -89,7 +89,7 @@ def test_the_cache_does_not_grow_with_the_text(tiny, kind):
 
 
 def test_generation_draws_what_the_parallel_form_finds_likeliest(tiny):
-    model, prompts = tiny.model("recurrent"), [[3, 1, 4, 1, 5, 9], [2, 6]]
+    model, prompts = tiny.model("feedback"), [[3, 1, 4, 1, 5, 9], [2, 6]]
     _continue.clear_cache()
     for num_tokens in (4, 18):
         tokens = generate(

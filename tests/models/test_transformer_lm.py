@@ -15,7 +15,7 @@ from jaxlab.objectives import next_token
 T = 28  # seven blocks of four
 
 
-@pytest.fixture(scope="module", params=["plain", "sliding", "recurrent"])
+@pytest.fixture(scope="module", params=["plain", "sliding", "recurrent", "feedback"])
 def depends(request, tiny):
     """Which logits depend on which inputs, for marks of document starts."""
     model = tiny.model(request.param)
@@ -54,7 +54,7 @@ def test_a_document_start_erases_all_influence_of_the_past(depends, position):
     assert (np.diagonal(strength, -1)[position:] > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["sliding", "recurrent"])
+@pytest.mark.parametrize("kind", ["sliding", "recurrent", "feedback"])
 def test_a_row_that_starts_at_a_block_border_is_bit_equal_to_a_fresh_row(tiny, kind):
     model = tiny.model(kind)
     _, carry = tiny.run(model)
@@ -66,8 +66,9 @@ def test_a_row_that_starts_at_a_block_border_is_bit_equal_to_a_fresh_row(tiny, k
     assert (old[1] != fresh[1]).any()
 
 
-def test_segments_of_any_lengths_with_the_carry_equal_one_pass(tiny):
-    model, parts, carry = tiny.model("recurrent"), [], None
+@pytest.mark.parametrize("kind", ["recurrent", "feedback"])
+def test_segments_of_any_lengths_with_the_carry_equal_one_pass(tiny, kind):
+    model, parts, carry = tiny.model(kind), [], None
     whole, carry_whole = tiny.run(model)
     for part in jnp.split(tiny.tokens, [4, 12], axis=1):  # one, two and four blocks
         logits, carry = tiny.run(model, part, carry)
@@ -163,11 +164,21 @@ def test_a_scan_over_equal_layers_is_the_plain_stack(tiny):
 
 @pytest.mark.parametrize(
     ("kwargs", "millions"),
-    [({"depth": 12}, 151.02), ({"depth": 13}, 163.61), ({"recurrent_layers": (-3,)}, 160.46)],
+    [
+        ({"recurrent_layers": ()}, 151.02),
+        ({"recurrent_layers": (), "depth": 13}, 163.61),
+        ({}, 160.46),
+        ({"update": "dual"}, 168.85),
+        ({"update": "single"}, 170.95),
+        ({"gate": "lstm"}, 164.66),
+        ({"gate": "lstm", "update": "single"}, 179.34),
+        ({"gate": "lstm", "update": "dual"}, 181.44),
+        ({"state_readers": (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11)}, 183.53),
+    ],
 )
 def test_parameter_counts_are_those_of_the_paper(kwargs, millions):
     sizes = {
-        "width": 1024, "depth": 12, "num_heads": 8, "head_dim": 128, "mlp_dim": 4096,
+        "recurrent_layers": (-3,), "width": 1024, "depth": 12, "num_heads": 8, "head_dim": 128, "mlp_dim": 4096,
         "window": 512, "num_states": 512, "vocab_size": 32128,
     }
     config = TransformerLMConfig(**{**sizes, **kwargs})
@@ -188,6 +199,9 @@ def test_from_config_takes_the_dict_form():
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"recurrent_layers": (4,)}, "recurrent_layers holds 4, but depth=4"),
         ({"recurrent_layers": (0,), "window": None}, "need a window"),
+        ({"state_readers": (0,)}, "set recurrent_layers, e.g. -3"),
+        ({"recurrent_layers": (-2,), "state_readers": (2,)}, "layer 2 is in recurrent_layers and"),
+        ({"gate": "gru2"}, "gate='gru2'; it takes fixed, lstm, gru"),
         ({"position": "learned"}, "position='learned' knows no carried window"),
         ({"dropout_rate": 1.0}, r"dropout_rate=1.0 must lie in \[0, 1\)"),
     ],

@@ -1,0 +1,204 @@
+"""Attention layers beside a recurrent state (arXiv 2203.07852): one owns it, others may read it.
+
+Symbols: tokens X `x_btd`, state C `c_brd` (r state vectors), keys and values of tokens Ke, Ve and
+of the state Ks, Vs, window W `w`, block of w tokens `j`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.core import UsageError, constrain
+from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
+from jaxlab.nn.decode import RecurrentDecoding, StateReadingDecoding
+from jaxlab.nn.initialisers import projection
+from jaxlab.nn.recurrent_cell import BlockRecurrentCell
+from jaxlab.nn.segment import Segment
+from jaxlab.nn.tiles import MASKED, attend_heads
+
+STATE_KEYS = ("state_keys", "state_values")
+
+
+class StateReadingAttention(StateReadingDecoding, nnx.Module):
+    """Sliding-window attention whose tokens also read the state of another layer.
+
+    Token heads `a1` (window) and `a2` (state before the block) share one output projection. The
+    state comes with the carry, as its keys and values `state_keys`, `state_values` [h, b, r, k]:
+    one state for each call, which therefore reads one block.
+
+    Args:
+      attention: the token attention, with a window and `extra_heads` equal to its heads.
+    """
+
+    def __init__(
+        self, attention: Attention, width: int, *, head_scale: float = 1.0,
+        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+    ):
+        self.attention = attention
+        heads = (attention.num_heads, attention.head_dim)
+        self.state_query = projection(
+            width, heads, ("embed", "heads", None), dtype=dtype, rngs=rngs
+        )
+        self.state_scale = head_scales(attention.num_heads, head_scale)
+
+    def __call__(
+        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """One block [b, w, d] and a carry with the state to read, to [b, w, d] and the next carry.
+
+        Without a carry there is no state, and the tokens find nothing in it.
+
+        Raises:
+          UsageError: a state for more than one block.
+        """
+        segment = segment_of(x_btd, segment)
+        carry = {} if carry is None else carry
+        window = {name: carry[name] for name in carry if name not in STATE_KEYS}
+        q, k, v = self.attention.heads(x_btd)
+        window_bthk, after = self.attention.read(q, k, v, segment, window or None)
+        if STATE_KEYS[0] in carry:
+            if x_btd.shape[1] != self.attention.window:
+                raise UsageError(
+                    f"{x_btd.shape[1]} tokens read one state; give blocks of "
+                    f"window={self.attention.window}, each with the state before it"
+                )
+            keys, values = (carry[name][None] for name in STATE_KEYS)
+            read_bthk = self.read_state(x_btd, keys, values, segment)
+        else:
+            read_bthk = jnp.zeros_like(window_bthk)
+        return self.output(window_bthk, read_bthk), after
+
+    def init_carry(self, batch_size: int) -> Carry:
+        """An empty window."""
+        return self.attention.init_carry(batch_size)
+
+    def output(self, window_bthk: jax.Array, read_bthk: jax.Array) -> jax.Array:
+        """[..., t, d] of what the two kinds of heads found, [..., t, h, k] each."""
+        return self.attention.output(jnp.concatenate([window_bthk, read_bthk], axis=-2))
+
+    def state_queries(self, x_btd: jax.Array) -> jax.Array:
+        """Queries [..., h, k] of tokens [..., d] for the state."""
+        return scale_queries(self.state_query(x_btd), self.state_scale)
+
+    def read_state(
+        self, x_btd: jax.Array, state_keys: jax.Array, state_values: jax.Array, segment: Segment
+    ) -> jax.Array:
+        """Values [b, t, h, k] that tokens find in the state before their block.
+
+        `state_keys`, `state_values` are of the states before each block, [j, h, b, r, k]. Tokens
+        of a document that starts inside a block find nothing.
+        """
+        w = self.attention.window
+        q_bthk = self.state_queries(x_btd)
+        q_hbjtk = blocks_by_head(q_bthk, w)
+        h, b, j = q_hbjtk.shape[:3]
+
+        def flat(x_jhbrk: jax.Array) -> jax.Array:
+            x_hbjrk = x_jhbrk.transpose(1, 2, 0, 3, 4)
+            return x_hbjrk.reshape(h, b * j, *x_hbjrk.shape[3:])
+
+        q_hntk = q_hbjtk.reshape(h, b * j, w, -1)
+        out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values))
+        out_bthk = out_hntk.reshape(q_hbjtk.shape).transpose(1, 2, 3, 0, 4).reshape(q_bthk.shape)
+        doc_bjt = segment.doc_bt.reshape(b, j, w)
+        same_bt = (doc_bjt == doc_bjt[:, :, :1]).reshape(b, j * w)
+        return jnp.where(same_bt[:, :, None, None], out_bthk, 0)
+
+
+class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
+    """Sliding-window attention whose tokens also read, and write, a recurrent state.
+
+    Token heads `a1` (window) and `a2` (state before the block) share one output projection. The
+    blocks of a segment are read in order by a scan that holds only the state; everything else
+    runs for all blocks at once.
+
+    A document should start where a block starts: then its state is exactly the initial one. One
+    that starts inside a block reads no state before, and leaves nothing in it until, the next
+    block.
+
+    Args:
+      attention: the token attention, with a window and `extra_heads` equal to its heads.
+      cell: the recurrent cell.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        cell: BlockRecurrentCell,
+        width: int,
+        *,
+        head_scale: float = 1.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(attention, width, head_scale=head_scale, dtype=dtype, rngs=rngs)
+        self.cell = cell
+
+    def __call__(
+        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """[b, t, d] and the carry of the last segment, to [b, t, d] and the next carry."""
+        segment = segment_of(x_btd, segment)
+        carry = self.init_carry(x_btd.shape[0]) if carry is None else carry
+        q, k, v = self.attention.heads(x_btd)
+        window_bthk, after = self.attention.read(q, k, v, segment, carry)
+        state, state_keys, state_values = self._scan(k, v, segment, carry)
+        read_bthk = self.read_state(x_btd, state_keys, state_values, segment)
+        return self.output(window_bthk, read_bthk), {**after, "state": state}
+
+    def init_carry(self, batch_size: int) -> Carry:
+        """An empty window, and a state that is replaced by the initial one at the first start."""
+        state = jnp.zeros((batch_size, self.cell.num_states, self.cell.width), self.cell.dtype)
+        return {**self.attention.init_carry(batch_size), "state": state}
+
+    def state_before(self, segment: Segment, carry: Carry) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [h, b, r, k] of the state that the first block of a segment reads."""
+        initial = self.cell.initial_state(segment.doc_bt.shape[0])
+        fresh_b = segment.doc_bt[:, 0] != segment.remembered(1)[:, 0]
+        state = carry["state"].astype(initial.dtype)
+        return self.cell.keys_values(jnp.where(fresh_b[:, None, None], initial, state))
+
+    def _scan(self, k, v, segment, carry):
+        """The state after all blocks, and its keys and values before each, [j, h, b, r, k]."""
+        b, w = k.shape[0], self.attention.window
+
+        # The scan reads block after block: each device takes all of them, once, not in every turn.
+        def every_block(x_jhbsk: jax.Array) -> jax.Array:
+            return constrain(x_jhbsk, None, "heads", "batch", None, None)
+
+        def blocks(x_bshk: jax.Array) -> jax.Array:
+            return every_block(self.attention.key_blocks(x_bshk).transpose(2, 0, 1, 3, 4))
+
+        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
+        doc_jbw = constrain(
+            segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None
+        )
+        old = (blocks(old_k)[0], blocks(old_v)[0], segment.remembered(w))
+        initial = self.cell.initial_state(b)
+
+        def block(state, new):
+            c_brd, old = state
+            doc_bw = new[2]
+            fresh_b = doc_bw[:, 0] != old[2][:, -1]
+            c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
+            k_hbsk, v_hbsk = (jnp.concatenate([old[i], new[i]], axis=2) for i in range(2))
+            doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
+            bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
+            c_next, read = self.cell(c_brd, k_hbsk, v_hbsk, bias_bs)
+            split_b = doc_bw[:, 0] != doc_bw[:, -1]
+            c_next = jnp.where(split_b[:, None, None], initial, c_next)
+            return (c_next, new), read
+
+        start = (carry["state"].astype(initial.dtype), old)
+        xs = (blocks(k), blocks(v), doc_jbw)
+        (state, _), (state_keys, state_values) = jax.lax.scan(block, start, xs)
+        return state, every_block(state_keys), every_block(state_values)
+
+
+def segment_of(x_btd: jax.Array, segment: Segment | None) -> Segment:
+    """The segment, by default that of fresh documents which fill the rows."""
+    return Segment.of(jnp.zeros(x_btd.shape[:2], bool)) if segment is None else segment
