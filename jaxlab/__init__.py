@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxlab import models as models
     from jaxlab import nn as nn
     from jaxlab import objectives as objectives
+    from jaxlab import probes as probes
     from jaxlab import results as results
     from jaxlab import sampling as sampling
     from jaxlab import train as train
@@ -33,6 +34,7 @@ __all__ = [
     "models",
     "nn",
     "objectives",
+    "probes",
     "results",
     "sampling",
     "train",

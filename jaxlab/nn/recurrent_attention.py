@@ -6,6 +6,7 @@ of the state Ks, Vs, window W `w`, block of w tokens `j`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -146,7 +147,11 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         carry = self.init_carry(x_btd.shape[0]) if carry is None else carry
         q, k, v = self.attention.heads(x_btd)
         window_bthk, after = self.attention.read(q, k, v, segment, carry)
-        state, state_keys, state_values = self._scan(k, v, segment, carry)
+        state, read = self.scan_states(k, v, segment, carry)
+        # The readers take the state of all blocks at once.
+        state_keys, state_values = (
+            constrain(x, None, "heads", "batch", None, None) for x in read
+        )
         read_bthk = self.read_state(x_btd, state_keys, state_values, segment)
         return self.output(window_bthk, read_bthk), {**after, "state": state}
 
@@ -162,8 +167,22 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         state = carry["state"].astype(initial.dtype)
         return self.cell.keys_values(jnp.where(fresh_b[:, None, None], initial, state))
 
-    def _scan(self, k, v, segment, carry):
-        """The state after all blocks, and its keys and values before each, [j, h, b, r, k]."""
+    def scan_states(
+        self, k: jax.Array, v: jax.Array, segment: Segment, carry: Carry,
+        cell: Callable[..., tuple[jax.Array, Any]] | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """The state after all blocks of a segment, and what the cell returned for each.
+
+        Args:
+          k, v: normalised keys, and values, of the tokens, [b, t, kv heads, k].
+          segment: documents; one that starts at a block has the initial state there.
+          carry: as in the call.
+          cell: called in place of the layer's own, with the same arguments.
+
+        Returns:
+          The state [b, r, d]; by default the keys and values before each block, [j, h, b, r, k].
+        """
+        cell = self.cell if cell is None else cell
         b, w = k.shape[0], self.attention.window
 
         # The scan reads block after block: each device takes all of them, once, not in every turn.
@@ -188,15 +207,15 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
             k_hbsk, v_hbsk = (jnp.concatenate([old[i], new[i]], axis=2) for i in range(2))
             doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
             bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
-            c_next, read = self.cell(c_brd, k_hbsk, v_hbsk, bias_bs)
+            c_next, read = cell(c_brd, k_hbsk, v_hbsk, bias_bs)
             split_b = doc_bw[:, 0] != doc_bw[:, -1]
             c_next = jnp.where(split_b[:, None, None], initial, c_next)
             return (c_next, new), read
 
         start = (carry["state"].astype(initial.dtype), old)
         xs = (blocks(k), blocks(v), doc_jbw)
-        (state, _), (state_keys, state_values) = jax.lax.scan(block, start, xs)
-        return state, every_block(state_keys), every_block(state_values)
+        (state, _), read = jax.lax.scan(block, start, xs)
+        return state, read
 
 
 def segment_of(x_btd: jax.Array, segment: Segment | None) -> Segment:

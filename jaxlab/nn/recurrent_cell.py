@@ -63,10 +63,18 @@ class BlockRecurrentCell(nnx.Module):
         self.update = update
         self.num_states, self.width, self.dtype = num_states, width, dtype
 
+    def queries(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scaled queries of the state for itself and for tokens, [h, b, r, k] each."""
+        cn_brd = self._named(c_brd)
+        own = scale_queries(self.query(cn_brd), self.scale)
+        read = scale_queries(self.token_query(cn_brd), self.token_scale)
+        return own.transpose(2, 0, 1, 3), read.transpose(2, 0, 1, 3)
+
     def keys_values(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the state for its readers, [h, b, r, k] each."""
         cn_brd = self._named(c_brd)
-        return self._keys_values(cn_brd)
+        keys, values = l2_normalise(self.key(cn_brd)), self.value(cn_brd)
+        return keys.transpose(2, 0, 1, 3), values.transpose(2, 0, 1, 3)
 
     def __call__(
         self, c_brd: jax.Array, k_hbsk: jax.Array, v_hbsk: jax.Array, bias_bs: jax.Array
@@ -82,12 +90,12 @@ class BlockRecurrentCell(nnx.Module):
           The state after the block, and the (keys, values) [h, b, r, k] of the state before it,
           which the tokens of the block read.
         """
-        cn_brd = self._named(c_brd)
-        keys, values = self._keys_values(cn_brd)
-        own = scale_queries(self.query(cn_brd), self.scale).transpose(2, 0, 1, 3)
-        read = scale_queries(self.token_query(cn_brd), self.token_scale).transpose(2, 0, 1, 3)
+        queries, (keys, values) = self.queries(c_brd), self.keys_values(c_brd)
         heads_hbrk = jnp.concatenate(
-            [attend_heads(own, keys, values), attend_heads(read, k_hbsk, v_hbsk, bias_bs)]
+            [
+                attend_heads(queries[0], keys, values),
+                attend_heads(queries[1], k_hbsk, v_hbsk, bias_bs),
+            ]
         )
         c_next_brd = self.update(c_brd, heads_hbrk.transpose(1, 2, 0, 3))
         return c_next_brd.astype(c_brd.dtype), (keys, values)
@@ -100,7 +108,3 @@ class BlockRecurrentCell(nnx.Module):
 
     def _named(self, c_brd: jax.Array) -> jax.Array:
         return self.norm(c_brd) + self.ids[...].astype(self.dtype)
-
-    def _keys_values(self, cn_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys, values = l2_normalise(self.key(cn_brd)), self.value(cn_brd)
-        return keys.transpose(2, 0, 1, 3), values.transpose(2, 0, 1, 3)

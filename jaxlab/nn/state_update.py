@@ -33,7 +33,20 @@ class MakeGate(Protocol):
         """A gate for states of `width` and features of these last dimensions."""
 
 
-class FixedGate(nnx.Module):
+class Gate(nnx.Module):
+    """`c' = c * kept + z * taken`; a kind of gate says how much is kept and taken."""
+
+    def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is kept of the state and taken of the candidate, float32 [d] or [b, r, d]."""
+        raise NotImplementedError
+
+    def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
+        """State and candidate [b, r, d] and the candidate's features to the next state."""
+        kept, taken = (x.astype(c_brd.dtype) for x in self.values(features))
+        return c_brd * kept + z_brd * taken
+
+
+class FixedGate(Gate):
     """`c' = c * g + z * (1 - g)` with `g = sigmoid(bias_d)`, one learned vector for all inputs.
 
     The bias starts as N(`bias`, 0.1): with 0 about half of the state is kept a block.
@@ -46,19 +59,14 @@ class FixedGate(nnx.Module):
         del features, dtype
         self.bias = gate_bias(width, bias, rngs)
 
-    def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
-        """State, candidate and features (unused by this gate) to the next state."""
-        (kept,) = self.values(features)
-        kept = kept.astype(c_brd.dtype)
-        return c_brd * kept + z_brd * (1 - kept)
-
-    def values(self, features: jax.Array) -> tuple[jax.Array, ...]:
-        """The part of the state that is kept, [d] in float32."""
+    def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The pair (g, 1 - g), [d]."""
         del features
-        return (jax.nn.sigmoid(self.bias[...]),)
+        kept = jax.nn.sigmoid(self.bias[...])
+        return kept, 1 - kept
 
 
-class GRUGate(nnx.Module):
+class GRUGate(Gate):
     """`c' = c * g + z * (1 - g)` with `g = sigmoid(W f + b + 1)`: the gate of a GRU.
 
     W starts with variance 0.1 / fan-in, b as N(`bias`, 0.1). The authors' code calls it `full`.
@@ -71,21 +79,16 @@ class GRUGate(nnx.Module):
         self.linear = gate_projection(width, features, dtype, rngs)
         self.bias = gate_bias(width, bias, rngs)
 
-    def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
-        """State, candidate and features to the next state."""
-        (kept,) = self.values(features)
-        kept = kept.astype(c_brd.dtype)
-        return c_brd * kept + z_brd * (1 - kept)
-
-    def values(self, features: jax.Array) -> tuple[jax.Array, ...]:
-        """The part of the state that is kept, [b, r, d] in float32."""
-        return (sigmoid(self.linear(features), self.bias[...] + 1),)
+    def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The pair (g, 1 - g), [b, r, d]."""
+        kept = sigmoid(self.linear(features), self.bias[...] + 1)
+        return kept, 1 - kept
 
 
-class LSTMGate(nnx.Module):
+class LSTMGate(Gate):
     """`c' = c * F + z * I`, `F = sigmoid(W_f f + b_f + 1)`, `I = sigmoid(W_i f + b_i - 1)`.
 
-    W_f and W_i start with variance 0.1 / fan-in, b_f and b_i as N(0, 0.1), b_f around `bias`.
+    W_f and W_i start with variance 0.1 / fan-in, b_i as N(0, 0.1), b_f as N(`bias`, 0.1).
     """
 
     def __init__(
@@ -97,13 +100,8 @@ class LSTMGate(nnx.Module):
         self.take = gate_projection(width, features, dtype, rngs)
         self.take_bias = gate_bias(width, 0.0, rngs)
 
-    def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
-        """State, candidate and features to the next state."""
-        kept, taken = (x.astype(c_brd.dtype) for x in self.values(features))
-        return c_brd * kept + z_brd * taken
-
-    def values(self, features: jax.Array) -> tuple[jax.Array, ...]:
-        """The part of the state that is kept, and of the candidate taken in, [b, r, d] float32."""
+    def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The pair (F, I), [b, r, d]."""
         return (
             sigmoid(self.forget(features), self.forget_bias[...] + 1),
             sigmoid(self.take(features), self.take_bias[...] - 1),
@@ -125,8 +123,8 @@ class SkipUpdate(nnx.Module):
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
         return self.gate(c_brd, self.output(heads_brhk), heads_brhk)
 
-    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, ...]:
-        """What the gate lets through for these heads; see the gate's `values`."""
+    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the gate keeps and takes for these heads; see `Gate.values`."""
         del c_brd
         return self.gate.values(heads_brhk)
 
@@ -148,8 +146,8 @@ class SingleUpdate(nnx.Module):
         hidden_brf = relu(self.up(heads_brhk))
         return self.gate(c_brd, jnp.tanh(self.down(hidden_brf)), hidden_brf)
 
-    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, ...]:
-        """What the gate lets through for these heads; see the gate's `values`."""
+    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the gate keeps and takes for these heads; see `Gate.values`."""
         del c_brd
         return self.gate.values(relu(self.up(heads_brhk)))
 
@@ -178,17 +176,21 @@ class DualUpdate(nnx.Module):
         hidden_brf = relu(self.up(self.norm(c_brd)))
         return self.gate(c_brd, self.down(hidden_brf), hidden_brf)
 
-    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, ...]:
-        """What both gates let through for these heads; see the gate's `values`."""
-        first = self.attention.gate_values(c_brd, heads_brhk)
+    def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the second gate keeps and takes for these heads; see `Gate.values`."""
         c_brd = self.attention(c_brd, heads_brhk)
-        return first + self.gate.values(relu(self.up(self.norm(c_brd))))
+        return self.gate.values(relu(self.up(self.norm(c_brd))))
 
 
 GATES: dict[str, Callable[..., nnx.Module]] = {
     "fixed": FixedGate, "lstm": LSTMGate, "gru": GRUGate,
 }
-UPDATES = {"skip": SkipUpdate, "single": SingleUpdate, "dual": DualUpdate}
+"""Gates by name."""
+
+UPDATES: dict[str, Callable[..., nnx.Module]] = {
+    "skip": SkipUpdate, "single": SingleUpdate, "dual": DualUpdate,
+}
+"""Configurations by name; all but skip take the width of their MLP."""
 
 
 def gate_bias(width: int, mean: float, rngs: nnx.Rngs) -> nnx.Param:
