@@ -10,12 +10,19 @@ import hashlib
 import os
 import pathlib
 import sysconfig
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxlab.core import UsageError
-from jaxlab.data.reading import read_patiently
+from jaxlab.data.files import (
+    all_empty,
+    files_below,
+    files_with_text,
+    matching_files,
+    no_match,
+    read_file,
+    under_its_path,
+)
 
 
 @runtime_checkable
@@ -99,18 +106,19 @@ class TextFiles:
         single = isinstance(paths, (str, os.PathLike))
         if single and pathlib.Path(paths).is_dir():
             root = pathlib.Path(paths)
-            files = _matching_files(root, pattern)
+            there = files_below(root)
+            files = matching_files(there, [pattern])
+            if not files:
+                raise no_match(root, there, [pattern])
         else:
             files = [pathlib.Path(p) for p in ([paths] if single else paths)]
             if not files:
                 raise UsageError("paths is an empty list; pass a folder or at least one file")
             root = pathlib.Path(os.path.commonpath([p.absolute().parent for p in files]))
             files = [p.absolute() for p in files]
-        kept = [p for p in files if _checked_size(p) > 0]
+        kept = files_with_text(files)
         if not kept:
-            raise UsageError(
-                f"all {len(files)} files in {str(root)!r} are empty; expected one with text"
-            )
+            raise all_empty(root, len(files))
         self.files = tuple(kept)
         self.names = tuple(p.relative_to(root).as_posix() for p in kept)
 
@@ -118,36 +126,7 @@ class TextFiles:
         return len(self.files)
 
     def __getitem__(self, index: int) -> bytes:
-        return _read(self.files[index])
-
-
-def _matching_files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    there = [p for p in folder.rglob("*") if p.is_file()]
-    found = [p for p in there if p.match(pattern)]
-    if not found:
-        suffixes = Counter(p.suffix or p.name for p in there).most_common(8)
-        listing = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes) or "no files"
-        raise UsageError(
-            f"no file in {str(folder)!r} matches {pattern!r}; there are: {listing}; pass another "
-            f"folder or pattern"
-        )
-    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
-
-
-def _checked_size(path: pathlib.Path) -> int:
-    if not path.exists():
-        raise UsageError(
-            f"{str(path)!r} does not exist; expected a text file or a folder of text files"
-        )
-    if path.is_dir():
-        raise UsageError(f"{str(path)!r} is a folder in a list of files; pass the folder alone")
-    if not os.access(path, os.R_OK):
-        raise UsageError(f"{str(path)!r} cannot be read; allow reading it or leave it out")
-    return path.stat().st_size
-
-
-def _read(path: pathlib.Path) -> bytes:
-    return read_patiently(path.read_bytes, repr(str(path)))
+        return read_file(self.files[index])
 
 
 # Distributions ship these apart from the interpreter, generate them at build time or patch them in;
@@ -187,12 +166,10 @@ class StandardLibrary:
         return len(self._files)
 
     def __getitem__(self, index: int) -> bytes:
-        return b"".join(self._with_header(path) for path in self._files[index])
-
-    def _with_header(self, path: pathlib.Path) -> bytes:
-        text = _read(path)
-        end = b"" if text.endswith(b"\n") else b"\n"
-        return b"# " + path.relative_to(self._root).as_posix().encode() + b"\n" + text + end
+        return b"".join(
+            under_its_path(path.relative_to(self._root).as_posix(), read_file(path))
+            for path in self._files[index]
+        )
 
 
 def _modules(root: pathlib.Path) -> Iterator[tuple[str, tuple[pathlib.Path, ...]]]:
