@@ -14,6 +14,7 @@ from jaxlab.data.prefetch import Prefetch as Prefetch
 from jaxlab.data.prefetch import Stream as Stream
 from jaxlab.data.recall import RecallStream as RecallStream
 from jaxlab.data.recall import RecallTask as RecallTask
+from jaxlab.data.repositories import Repositories as Repositories
 from jaxlab.data.sentence_piece import SentencePiece as SentencePiece
 from jaxlab.data.source_specs import open_source as open_source
 from jaxlab.data.sources import Documents as Documents
@@ -24,6 +25,7 @@ from jaxlab.data.sources import TextFiles as TextFiles
 from jaxlab.data.sources import source_fingerprint as source_fingerprint
 from jaxlab.data.sources import split as split
 from jaxlab.data.state import State as State
+from jaxlab.data.tex_articles import TexArticles as TexArticles
 from jaxlab.data.tfds_text import TfdsText as TfdsText
 from jaxlab.data.tokenizers import Bytes as Bytes
 from jaxlab.data.tokenizers import Tokenizer as Tokenizer
@@ -33,8 +35,8 @@ from jaxlab.data.walk import walk as walk
 
 __all__ = [
     "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "Prefetch", "RecallStream",
-    "RecallTask", "SentencePiece", "Source", "StandardLibrary", "State", "Stream", "Subset",
-    "TextFiles", "TfdsText", "Tokenizer", "Walk", "check_utf8", "decode_pieces", "document_order",
-    "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
-    "split", "walk",
+    "RecallTask", "Repositories", "SentencePiece", "Source", "StandardLibrary", "State", "Stream",
+    "Subset", "TexArticles", "TextFiles", "TfdsText", "Tokenizer", "Walk", "check_utf8",
+    "decode_pieces", "document_order", "find_invalid_utf8", "join_states", "open_source",
+    "open_tokenizer", "source_fingerprint", "split", "walk",
 ]

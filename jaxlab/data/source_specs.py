@@ -6,10 +6,15 @@ import os
 import pathlib
 
 from jaxlab.core import UsageError, nearest
+from jaxlab.data.repositories import Repositories
 from jaxlab.data.sources import Source, StandardLibrary, TextFiles
+from jaxlab.data.tex_articles import TexArticles
 from jaxlab.data.tfds_text import TfdsText
 
-_FORMS = "'stdlib', 'tfds:<data set>/<split>', 'text:<folder or file>'"
+_FORMS = (
+    "'stdlib', 'tfds:<data set>/<split>', 'text:<folder or file>', "
+    "'repositories:<folder>[:<patterns>]', 'tex:<folder>'"
+)
 
 
 def open_source(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Source:
@@ -17,7 +22,10 @@ def open_source(spec: str, *, data_dir: str | os.PathLike[str] | None = None) ->
 
     Args:
         spec: `stdlib`; `tfds:pg19/train` (after the last slash: the split; without a slash
-            `train`); or `text:/path/to/folder` (the `*.txt` files in it, or one file).
+            `train`); `text:/path/to/folder` (the `*.txt` files in it, or one file);
+            `repositories:/path/to/folder:*.py,*.c` (one document a sub-folder: its files that match
+            one of the patterns after the last colon; without them every text file, see
+            `Repositories`); or `tex:/path/to/folder` (one document an article, see `TexArticles`).
         data_dir: the folder of the `tensorflow_datasets` data sets; only for `tfds:`.
 
     Raises:
@@ -31,7 +39,20 @@ def open_source(spec: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         return TfdsText(name, split, data_dir) if slash else TfdsText(rest, data_dir=data_dir)
     if kind == "text" and rest:
         return TextFiles(pathlib.Path(rest).expanduser())
-    hint = nearest(kind, ["stdlib", "tfds", "text"])
+    if kind == "repositories" and rest:
+        return _repositories(rest)
+    if kind == "tex" and rest:
+        return TexArticles(pathlib.Path(rest).expanduser())
+    hint = nearest(kind, ["stdlib", "tfds", "text", "repositories", "tex"])
     if not hint and pathlib.Path(spec).expanduser().exists():
         hint = f"; did you mean {'text:' + spec!r}?"
     raise UsageError(f"unknown source {spec!r}; expected one of {_FORMS}{hint}")
+
+
+def _repositories(rest: str) -> Repositories:
+    folder, colon, patterns = rest.rpartition(":")
+    whole = pathlib.Path(rest).expanduser()
+    if not colon or whole.is_dir():
+        return Repositories(whole)
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    return Repositories(pathlib.Path(folder).expanduser(), [p for p in wanted if p])
