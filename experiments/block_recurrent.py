@@ -115,6 +115,7 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
     numbers = {
         "bits per byte": {name: s.bits_per_byte for name, s in scores.items()}
         | {XZ: evals.xz_bits_per_byte(texts)},
+        "perplexity by word": {name: s.word_perplexity for name, s in scores.items()},
         "bits per token by position": {"from": list(scores[RECURRENT].edges)}
         | {name: list(s.loss_by_position / math.log(2)) for name, s in scores.items()},
         "parameters": {name: fitted.view.num_params for name, fitted in fits.items()},

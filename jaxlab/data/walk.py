@@ -30,6 +30,8 @@ class Walk:
         num_targets: predictions of all hosts together.
         num_bytes: bytes of text those predictions cover: nats / num_bytes / ln 2 is exactly the
             bits per byte.
+        num_words: words of that text, see `count_words`; where a document is cut off within a word,
+            that counts as one.
         num_documents: documents with text.
     """
 
@@ -37,6 +39,7 @@ class Walk:
     num_batches: int
     num_targets: int
     num_bytes: int
+    num_words: int
     num_documents: int
     _documents: FramedDocuments = dataclasses.field(repr=False)
     _plan: tuple[tuple[int, ...], ...] = dataclasses.field(repr=False)
@@ -108,14 +111,17 @@ def walk(
     rows = checked_rows(batch_size, segment_length, align, rows)
     if max_document_tokens is not None:
         require_positive(max_document_tokens=max_document_tokens)
-    documents = FramedDocuments(source, tokenizer, align, cache_bytes, max_document_tokens)
-    lengths, num_targets, num_bytes = {}, 0, 0
+    documents = FramedDocuments(
+        source, tokenizer, align, cache_bytes, max_document_tokens, with_words=True
+    )
+    lengths, num_targets, num_bytes, num_words = {}, 0, 0, 0
     for index in range(len(documents)):
         document = documents[index]
         if document.num_tokens:
             lengths[index] = document.length
             num_targets += document.num_targets
             num_bytes += document.num_bytes
+            num_words += document.num_words or 0
     if not lengths:
         raise UsageError(
             f"all {len(documents)} documents are empty; expected at least one with text"
@@ -123,9 +129,9 @@ def walk(
     plan, longest = _deal(lengths, batch_size)
     return Walk(
         segment_length=segment_length, num_batches=-(-longest // segment_length),
-        num_targets=num_targets, num_bytes=num_bytes, num_documents=len(lengths),
-        _documents=documents, _plan=tuple(plan[row] for row in rows),
-        _boundary_id=tokenizer.boundary_id,
+        num_targets=num_targets, num_bytes=num_bytes, num_words=num_words,
+        num_documents=len(lengths), _documents=documents,
+        _plan=tuple(plan[row] for row in rows), _boundary_id=tokenizer.boundary_id,
     )
 
 

@@ -8,9 +8,10 @@ from jaxlab.evals.documents import doubling_edges as doubling_edges
 from jaxlab.evals.documents import evaluate_documents as evaluate_documents
 from jaxlab.evals.paired import Interval as Interval
 from jaxlab.evals.paired import bits_per_byte_difference as bits_per_byte_difference
+from jaxlab.evals.paired import word_perplexity_difference as word_perplexity_difference
 from jaxlab.evals.recall import accuracy_by_block as accuracy_by_block
 
 __all__ = [
     "DocumentScores", "Interval", "accuracy_by_block", "bits_per_byte_difference",
-    "doubling_edges", "evaluate_documents", "xz_bits_per_byte",
+    "doubling_edges", "evaluate_documents", "word_perplexity_difference", "xz_bits_per_byte",
 ]

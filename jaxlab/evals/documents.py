@@ -41,6 +41,11 @@ class HeldOut(Protocol):
         """Bytes of text that the targets of all batches stand for."""
         ...
 
+    @property
+    def num_words(self) -> int:
+        """Words of that text, parted by whitespace."""
+        ...
+
     def __iter__(self) -> Iterator[Any]: ...
 
 
@@ -57,6 +62,7 @@ class DocumentScores:
       document_nats: float64 [d], summed over the tokens of each.
       document_counts: int64 [d], tokens of each.
       num_bytes: bytes of text that all the tokens stand for.
+      num_words: words of that text, parted by whitespace as for PG-19; see `data.count_words`.
     """
 
     edges: tuple[int, ...]
@@ -66,6 +72,7 @@ class DocumentScores:
     document_nats: np.ndarray
     document_counts: np.ndarray
     num_bytes: int
+    num_words: int
 
     @property
     def nats(self) -> float:
@@ -83,6 +90,17 @@ class DocumentScores:
         return self.nats / math.log(2) / self.num_bytes
 
     @property
+    def word_perplexity(self) -> float:
+        """exp(nats of all tokens / words of the text); NaN where the text has no words.
+
+        The measure of PG-19 (arXiv 1911.05507, 2203.07852): whatever the tokens, the nats are
+        spread over the same words, those that whitespace parts in the original text. The nats are
+        of all predictions, those of spaces, line ends and ends of documents too. Beyond a float it
+        is infinite.
+        """
+        return perplexity(self.nats, self.num_words)
+
+    @property
     def loss_by_position(self) -> np.ndarray:
         """float64 [n], mean nats per token of each bin; NaN where it has none."""
         with np.errstate(invalid="ignore"):
@@ -92,6 +110,18 @@ class DocumentScores:
         """Mean over the tokens of some of the bins; NaN where they have none."""
         count = self.bin_counts[bins].sum()
         return float(self.bin_nats[bins].sum() / count / math.log(2)) if count else math.nan
+
+
+def perplexity(nats: float, count: float) -> float:
+    """exp(nats / count); infinite beyond a float, NaN where `count` is 0.
+
+    >>> round(perplexity(4.0 * math.log(3), 4), 9)
+    3.0
+    """
+    if not count:
+        return math.nan
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(nats) / count))
 
 
 def doubling_edges(window: int, longest: int) -> tuple[int, ...]:
@@ -163,7 +193,7 @@ def evaluate_documents(
     return DocumentScores(
         edges=edges, bin_nats=bins.nats_of(size), bin_counts=bins.counts_of(size), documents=kept,
         document_nats=documents.nats[kept], document_counts=documents.counts[kept],
-        num_bytes=batches.num_bytes,
+        num_bytes=batches.num_bytes, num_words=batches.num_words,
     )
 
 

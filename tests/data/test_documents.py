@@ -89,6 +89,22 @@ def test_every_token_of_an_epoch_is_predicted_exactly_once(align, segment_length
     assert sorted(read) == sorted((*d, B) for d in documents)
 
 
+@pytest.mark.parametrize(("align", "segment_length"), [(1, 1), (1, 7), (3, 6), (17, 17), (4, 64)])
+def test_what_a_row_has_read_since_a_start_is_the_head_of_one_document(align, segment_length):
+    documents = texts([50, 3, 37, 1, 23, 11])
+    framed = [[B, *document, B] for document in documents]
+    reader = stream(documents, align=align, segment_length=segment_length)
+    rows = take(reader, -(-250 // segment_length))
+    for row in range(2):
+        read = []
+        for i in range(250):
+            read = [] if rows["start"][row, i] else read
+            read.append(int(rows["inputs"][row, i]))
+            if rows["mask"][row, i]:
+                seen = [*read, int(rows["targets"][row, i])]
+                assert seen in [document[: len(seen)] for document in framed]
+
+
 def test_row_reads_every_batch_size_th_document_of_the_order():
     documents = texts([5, 6, 7, 8, 9])
     rows = take(stream(documents, batch_size=2, seed=7), 20)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError
-from jaxlab.data import Bytes, Documents, SentencePiece, walk
+from jaxlab.data import Bytes, Documents, SentencePiece, count_words, walk
 
 B = Bytes.boundary_id
 LENGTHS = [50, 3, 0, 37, 1, 23, 11]
@@ -29,9 +29,15 @@ def joined(batches):
     return {name: np.concatenate([b[name] for b in batches], axis=1) for name in batches[0]}
 
 
+# 51 targets of the first document: divided by 1, 3 and 17, not by the others.
+SEGMENTS = [(1, 1), (1, 7), (3, 3), (17, 17), (4, 8), (4, 64)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 10])
-def test_every_document_is_read_whole_and_once(documents, batch_size):
-    rows = joined(plan(documents, batch_size=batch_size))
+@pytest.mark.parametrize(("align", "segment_length"), SEGMENTS)
+def test_every_document_is_read_whole_and_once(documents, batch_size, align, segment_length):
+    settings = {"batch_size": batch_size, "align": align, "segment_length": segment_length}
+    rows = joined(plan(documents, **settings))
     for index, document in enumerate(documents):
         here = rows["index"] == index
         if not document:
@@ -41,6 +47,21 @@ def test_every_document_is_read_whole_and_once(documents, batch_size):
         assert rows["targets"][here].tolist() == [*document, B]
         assert rows["position"][here].tolist() == list(range(len(document) + 1))
         assert rows["inputs"][here].tolist() == [B, *document]
+
+
+@pytest.mark.parametrize(("align", "segment_length"), SEGMENTS)
+def test_what_a_row_has_read_since_a_start_is_the_head_of_the_document_it_predicts(
+    documents, align, segment_length
+):
+    rows = joined(plan(documents, align=align, segment_length=segment_length))
+    for row in range(3):
+        read: list[int] = []
+        for i in range(rows["mask"].shape[1]):
+            read = [] if rows["start"][row, i] else read
+            read.append(int(rows["inputs"][row, i]))
+            if rows["mask"][row, i]:
+                document = [B, *documents[rows["index"][row, i]], B]
+                assert [*read, rows["targets"][row, i]] == document[: len(read) + 1]
 
 
 def test_mask_is_true_exactly_where_a_document_is(documents):
@@ -95,6 +116,19 @@ def test_documents_are_cut_off_without_an_end(documents):
         assert rows["targets"][rows["index"] == index].tolist() == expected
     assert held_out.num_bytes == sum(min(n, 11) for n in LENGTHS)
     assert held_out.num_targets == int(rows["mask"].sum())
+
+
+def test_words_are_those_of_the_text_that_is_read():
+    documents = [b"to be  or\nnot", b"", b" \n", "caf\u00e9\u00a0noir".encode(), b"\xff x"]
+    assert plan(documents).num_words == 4 + 0 + 2 + 2
+    assert plan(documents, max_document_tokens=4).num_words == 2 + 0 + 1 + 2
+    cut = [Documents(["a b c d e f"]), Documents([b"a b c d", b"e f"])]
+    assert [walk(s, Bytes(), batch_size=1, segment_length=8).num_words for s in cut] == [6, 6]
+
+
+def test_words_are_parted_as_by_python():
+    text = "".join(f"a{chr(i)}" for i in [*range(0xD800), *range(0xE000, 0x11000)])
+    assert count_words(text) == len(text.split()) == count_words(text.encode()) > 20
 
 
 def test_bytes_of_cut_off_pieces_are_those_of_their_text():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -12,7 +13,12 @@ from flax import nnx
 
 from jaxlab import data, evals
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh
-from jaxlab.evals import bits_per_byte_difference, doubling_edges, evaluate_documents
+from jaxlab.evals import (
+    bits_per_byte_difference,
+    doubling_edges,
+    evaluate_documents,
+    word_perplexity_difference,
+)
 
 VOCAB = data.Bytes.vocab_size
 TEXTS = [b"abracadabra" * 3, b"", b"to be or not to be", b"z", b"banana bandana" * 4]
@@ -77,6 +83,10 @@ def test_every_token_of_every_document_counts_once(view: View, limit: int | None
     num_bytes = sum(len(text[:limit]) for text in TEXTS)
     bits = sum(map(sum, wanted.values())) / math.log(2) / num_bytes
     assert found.bits_per_byte == pytest.approx(bits, rel=1e-5)
+    num_words = sum(len(text[:limit].split()) for text in TEXTS)
+    assert found.num_words == num_words
+    by_word = math.exp(sum(map(sum, wanted.values())) / num_words)
+    assert found.word_perplexity == pytest.approx(by_word, rel=1e-4)
     for i, (low, high) in enumerate(zip(edges, (*edges[1:], 10_000), strict=True)):
         inside = [x for nats in wanted.values() for x in nats[low:high]]
         assert found.bin_counts[i] == len(inside)
@@ -154,7 +164,27 @@ def scores(nats: list[float], documents: list[int] | None = None) -> evals.Docum
         edges=(0,), bin_nats=np.array([sum(nats)]), bin_counts=np.array([10 * len(nats)]),
         documents=np.array(numbers), document_nats=np.array(nats),
         document_counts=np.full(len(nats), 10), num_bytes=10 * len(nats),
+        num_words=2 * len(nats),
     )
+
+
+def test_perplexity_by_word_spreads_the_nats_of_all_tokens_over_the_words():
+    # Two documents of ten tokens and two words each: 3 + 5 nats over four words.
+    assert scores([3.0, 5.0]).word_perplexity == pytest.approx(math.e**2)
+    assert scores([1e4]).word_perplexity == math.inf
+    wordless = dataclasses.replace(scores([3.0]), num_words=0)
+    assert math.isnan(wordless.word_perplexity)
+    with pytest.raises(UsageError, match="no words; compare bits per byte"):
+        word_perplexity_difference(wordless, wordless)
+
+
+def test_the_paired_difference_of_perplexities_is_that_of_the_two():
+    # Every document has the same nats, so every sample is the estimate.
+    found = word_perplexity_difference(scores([2.0] * 5), scores([4.0] * 5), num_samples=50)
+    assert found.value == pytest.approx(math.e - math.e**2)
+    assert found.low == pytest.approx(found.value) and found.high == pytest.approx(found.value)
+    mixed = word_perplexity_difference(scores([2.0, 4.0, 6.0]), scores([3.0, 2.0, 7.0]))
+    assert mixed.value == pytest.approx(0) and mixed.low < -1 and mixed.high > 1
 
 
 def test_the_paired_difference_does_not_feel_how_documents_differ():
@@ -180,3 +210,5 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_scores_of_other_documents_are_refused():
     with pytest.raises(UsageError, match="evaluate both models on one walk"):
         bits_per_byte_difference(scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2]))
+    with pytest.raises(UsageError, match="evaluate both models on one walk"):
+        word_perplexity_difference(scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2]))
