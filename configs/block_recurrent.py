@@ -18,7 +18,8 @@ class DataConfig:
     """Which text is read, and how.
 
     Attributes:
-      source: `stdlib`, `text:/path/to/folder` or `tfds:pg19/train`; see `jaxlab.data.open_source`.
+      source: `stdlib`, `text:/path/to/folder`, `repositories:/path/to/folder:*.py,*.c`,
+        `tex:/path/to/folder` or `tfds:pg19/train`; see `jaxlab.data.open_source`.
       data_dir: the folder of the tensorflow_datasets data sets.
       held_out: a source of its own for evaluation; None holds out whole documents of `source`.
       held_out_rate: the part of them that is held out.
