@@ -10,6 +10,7 @@ from jaxlab.data.encoding import check_utf8 as check_utf8
 from jaxlab.data.encoding import find_invalid_utf8 as find_invalid_utf8
 from jaxlab.data.framing import HostBatch as HostBatch
 from jaxlab.data.framing import count_words as count_words
+from jaxlab.data.pieces import PieceDecoder as PieceDecoder
 from jaxlab.data.pieces import decode_pieces as decode_pieces
 from jaxlab.data.prefetch import Prefetch as Prefetch
 from jaxlab.data.prefetch import Stream as Stream
@@ -35,9 +36,10 @@ from jaxlab.data.walk import Walk as Walk
 from jaxlab.data.walk import walk as walk
 
 __all__ = [
-    "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "Prefetch", "RecallStream",
-    "RecallTask", "Repositories", "SentencePiece", "Source", "StandardLibrary", "State", "Stream",
-    "Subset", "TexArticles", "TextFiles", "TfdsText", "Tokenizer", "Walk", "check_utf8",
-    "count_words", "decode_pieces", "document_order", "find_invalid_utf8", "join_states", "open_source",
-    "open_tokenizer", "source_fingerprint", "split", "walk",
+    "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "PieceDecoder",
+    "Prefetch", "RecallStream", "RecallTask", "Repositories", "SentencePiece", "Source",
+    "StandardLibrary", "State", "Stream", "Subset", "TexArticles", "TextFiles", "TfdsText",
+    "Tokenizer", "Walk", "check_utf8", "count_words", "decode_pieces", "document_order",
+    "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
+    "split", "walk",
 ]
