@@ -1,4 +1,4 @@
-"""Sampling: autoregressive decoding with constant memory."""
+"""Sampling: autoregressive decoding with constant memory, of tokens and of text."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ from jaxlab.sampling.autoregressive import generate as generate
 from jaxlab.sampling.autoregressive import generate_stream as generate_stream
 from jaxlab.sampling.logits import Sampler as Sampler
 from jaxlab.sampling.logits import filter_logits as filter_logits
+from jaxlab.sampling.text import generate_text as generate_text
+from jaxlab.sampling.text import stream_text as stream_text
 
-__all__ = ["Decoder", "Generated", "Sampler", "filter_logits", "generate", "generate_stream"]
+__all__ = [
+    "Decoder", "Generated", "Sampler", "filter_logits", "generate", "generate_stream",
+    "generate_text", "stream_text",
+]

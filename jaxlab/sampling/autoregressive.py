@@ -172,6 +172,7 @@ def _continue(model, rows, sampler, key, stop, count, chunk):
         drawn_b = sampler.draw(rows.logits_bv, named(key, "token", rows.index))
         token_b = jnp.where(rows.done_b, stop, drawn_b)
         logits_bv, cache = model.step(token_b, rows.cache)
+        _check_kept(model, (rows.logits_bv, rows.cache), (logits_bv, cache))
         done_b = rows.done_b | (token_b == stop)
         rows = _Rows(cache, logits_bv, done_b, rows.index + 1)
         return made + 1, tokens_bn.at[:, made].set(token_b), rows
@@ -179,6 +180,26 @@ def _continue(model, rows, sampler, key, stop, count, chunk):
     tokens_bn = jnp.zeros((rows.done_b.shape[0], chunk), jnp.int32)
     made, tokens_bn, rows = jax.lax.while_loop(going, one, (jnp.int32(0), tokens_bn, rows))
     return tokens_bn, made, rows
+
+
+def _check_kept(model: Decoder, before: Any, after: Any) -> None:
+    """Logits and cache of all steps are alike: rows, sizes, types; known when a step is traced."""
+
+    def kinds(tree: Any) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    given, got = kinds(before), kinds(after)
+    for path in sorted(given.keys() | got.keys()):
+        if given.get(path) != got.get(path):
+            name = "logits" if path == "[0]" else f"cache{path.removeprefix('[1]')}"
+            raise UsageError(
+                f"{name} is {given.get(path, 'not there')} before a step of "
+                f"{type(model).__name__} and {got.get(path, 'not there')} after it; let "
+                "init_cache, prefill and step use the same rows, sizes and dtypes"
+            )
 
 
 def pad_prompts(prompts: Prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

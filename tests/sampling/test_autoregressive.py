@@ -112,3 +112,33 @@ def test_bad_input_is_refused_in_one_line_before_anything_runs(prompts, kwargs, 
     with pytest.raises(UsageError, match=message) as error:
         generate_stream(Counter(), prompts, key=KEY, **{"num_tokens": 4, **kwargs})
     assert "\n" not in str(error.value)
+
+
+class Careless(Counter):
+    """Its steps do not keep the cache, or the logits, of its prefill."""
+
+    def __init__(self, cache=lambda last: last, logits=lambda logits: logits):
+        super().__init__()
+        self.cache, self.logits = cache, logits
+
+    def step(self, tokens_b, cache):
+        logits, cache = super().step(tokens_b, cache)
+        return self.logits(logits), {"last": self.cache(cache["last"])}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Careless(cache=lambda last: last.astype(jnp.float32)),
+            r"cache\['last'\] is int32\[2, 2\] before a step of Careless and float32\[2, 2\]",
+        ),
+        (Careless(cache=lambda last: last[:1]), r"is int32\[2, 2\] before .* int32\[1, 2\] after"),
+        (Careless(logits=lambda x: x.astype(jnp.bfloat16)), r"logits is .* bfloat16\[2, 20\]"),
+    ],
+    ids=["dtype", "rows", "logits"],
+)
+def test_a_cache_of_other_rows_or_dtype_is_refused_in_one_line(model, message):
+    with pytest.raises(UsageError, match=message) as error:
+        generate(model, [[1, 2], [3, 4]], num_tokens=3, key=KEY)
+    assert "\n" not in str(error.value)
