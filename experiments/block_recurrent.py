@@ -43,7 +43,7 @@ from jaxlab.evals import DocumentScores
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
 from jaxlab.results import Claim, Record, figures
-from jaxlab.sampling import generate_stream
+from jaxlab.sampling import stream_text
 
 PAPER = "Block-Recurrent Transformers, Hutchins et al., NeurIPS 2022, arXiv:2203.07852"
 RECURRENT, WINDOWED = "block-recurrent", "sliding window"
@@ -283,27 +283,31 @@ def typical(record: Record, folder: str, metric: str) -> float:
 
 
 def continuation(
-    model: TransformerLM, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int
+    model: TransformerLM, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Pieces of text that follow the prompt, which begins a document, up to the document's end."""
-    prompt = np.concatenate([[tokenizer.boundary_id], tokenizer.encode(settings.prompt)])
-    chunks = generate_stream(
-        model, [prompt], num_tokens=settings.num_tokens,
+    """Pieces of text that follow the prompt, which begins a document.
+
+    They end with the document, or before one of the strings in `stop`.
+    """
+    pieces = stream_text(
+        model, tokenizer, [settings.prompt], num_tokens=settings.num_tokens,
         key=jax.random.key(seed), temperature=settings.temperature, top_p=settings.top_p,
-        stop_token=tokenizer.boundary_id, num_valid=tokenizer.num_tokens,
+        stop=stop,
     )
-    return data.decode_pieces(tokenizer, (chunk[0] for chunk in chunks))
+    return (piece for [piece] in pieces)
 
 
 def sample(
-    record: Record, prompt: str, *, num_tokens: int, temperature: float, top_p: float, seed: int
+    record: Record, prompt: str, *, num_tokens: int, temperature: float, top_p: float, seed: int,
+    stop: Sequence[str],
 ) -> None:
     """Prints the prompt and how the model goes on, while it does."""
     tokenizer = from_dict(Config, record.config).tokenizer()
     settings = SampleConfig(prompt, num_tokens, temperature, top_p)
+    pieces = continuation(train.load_model(record, TransformerLM), tokenizer, settings, seed, stop)
     print(prompt, end="", flush=True)
-    model = train.load_model(record, TransformerLM)
-    for piece in continuation(model, tokenizer, settings, seed):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -466,7 +470,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see `jaxlab.train.main`."""
     train.main(
         run, plan=plan, sample=sample, paper=PAPER, ignore=MAY_CHANGE, argv=argv,
-        sample_flags={"num_tokens": 512, "temperature": 0.8, "top_p": 0.95, "seed": 0},
+        sample_flags={
+            "num_tokens": 512, "temperature": 0.8, "top_p": 0.95, "seed": 0, "stop": (),
+        },
     )
 
 

@@ -103,13 +103,28 @@ SAMPLE = (
     flags.DEFINE_string, "sample", None, "Continue this prompt with the model of the workdir.",
 )
 
+SampleFlag = int | float | tuple[str, ...]
+"""The value of a flag of `sample`."""
+
+SAMPLE_FLAGS = {
+    int: (flags.DEFINE_integer, "For --sample."),
+    float: (flags.DEFINE_float, "For --sample."),
+    tuple: (
+        flags.DEFINE_multi_string,
+        "For --sample; any number of times, with \\n for a newline, \\t for a tab.",
+    ),
+}
+"""How a flag of `sample` is defined, by the type of its default."""
+
+NO_DEFAULT = (None, False, [])  # not worth a word in --help
+
 
 def main(
     run: Callable[[Any, Record], None],
     *,
     plan: Callable[[Any, Pod | None], Iterable[str]] | None = None,
     sample: Callable[..., None] | None = None,
-    sample_flags: Mapping[str, int | float] | None = None,
+    sample_flags: Mapping[str, SampleFlag] | None = None,
     paper: str = "",
     ignore: Sequence[str] = (),
     doc: str | None = None,
@@ -122,7 +137,9 @@ def main(
       plan: `plan(config, pod)` gives the lines that `--dry_run` prints after the config; the pod
         is what `--topology` or `--devices` names, see `describe`.
       sample: `sample(record, prompt, **sample_flags)`, called on a trained workdir for `--sample`.
-      sample_flags: flags of `sample` with their default numbers, such as `{'temperature': 1.0}`.
+      sample_flags: flags of `sample` with their defaults, such as `{'temperature': 1.0}`. With a
+        tuple of strings as default the flag may be given several times, and `\\n`, `\\t` and `\\\\`
+        in it stand for a newline, a tab and a backslash.
       paper: the source, with its arXiv id, for the record.
       ignore: dotted config fields that may change when a workdir is taken up again.
       doc: what `--help` prints first; by default the docstring of the module of `run`.
@@ -141,7 +158,7 @@ class Command:
     def __init__(
         self, run: Callable[[Any, Record], None],
         plan: Callable[[Any, Pod | None], Iterable[str]] | None, sample: Callable[..., None] | None,
-        sample_flags: Mapping[str, int | float], paper: str, ignore: tuple[str, ...],
+        sample_flags: Mapping[str, SampleFlag], paper: str, ignore: tuple[str, ...],
         doc: str | None,
     ):
         self._run, self._plan, self._sample = run, plan, sample
@@ -188,7 +205,7 @@ class Command:
 
     def _act(self, found: flags.FlagValues, assignments: dict[str, str]) -> None:
         if self._sample is not None and found.sample is not None:
-            values = {name: getattr(found, name) for name in self._sample_flags}
+            values = {name: _sample_value(getattr(found, name)) for name in self._sample_flags}
             self._sample(Record.open(self._workdir(found)), found.sample, **values)
             return
         variant, config = resolve_config(found.config, assignments, self._example())
@@ -208,8 +225,8 @@ class Command:
             define(name, default, words, flag_values=found)
         flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
         for name, default in self._sample_flags.items():
-            define = flags.DEFINE_integer if type(default) is int else flags.DEFINE_float
-            define(name, default, "For --sample.", flag_values=found)
+            define, words = SAMPLE_FLAGS[type(default)]
+            define(name, default, words, flag_values=found)
         return found
 
     def _workdir(self, found: flags.FlagValues) -> str:
@@ -256,11 +273,19 @@ class Command:
             parts.append("\n".join([f"variants of {os.path.relpath(path)}:", *lines]))
         lines = [
             f"  --{name:<10} {found[name].help}"
-            + ("" if found[name].default in (None, False) else f" Default {found[name].default}.")
+            + ("" if found[name].default in NO_DEFAULT else f" Default {found[name].default}.")
             for name in sorted(found)
             if name != "h"
         ]
         return "\n\n".join([*parts, "\n".join(["flags:", *lines])])
+
+
+def _sample_value(value: int | float | list[str]) -> SampleFlag:
+    """The value of a flag of `sample`; strings with what their escapes stand for."""
+    if not isinstance(value, list):
+        return value
+    stand_for = {"n": "\n", "t": "\t", "\\": "\\"}
+    return tuple(re.sub(r"\\([nt\\])", lambda m: stand_for[m[1]], text) for text in value)
 
 
 def _require_dry_run(found: flags.FlagValues) -> None:

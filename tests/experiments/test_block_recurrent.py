@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -175,6 +176,28 @@ def test_a_prompt_is_continued_alike_for_a_seed(done, call):
     assert others != {first}
     code, _, err = call(*argv, "--temperature=-1")
     assert code == 2 and "temperature=-1" in err and err.count("\n") == 1
+
+
+def test_a_sample_ends_before_a_stop_string(done, call):
+    argv = (f"--workdir={done[0]}", "--sample=def ", "--num_tokens=40")
+    whole = call(*argv)[1].removesuffix("\n")
+    for stop in (whole[10:12], whole[20]):
+        code, out, err = call(*argv, "--stop=nowhere in it", f"--stop={stop}")
+        assert (code, err) == (0, "") and out == whole[: whole.index(stop, 4)] + "\n"
+    code, out, err = call(*argv, "--stop=")
+    assert (code, out) == (2, "") and "holds an empty string" in err and err.count("\n") == 1
+
+
+def test_a_sample_from_a_folder_without_a_model_gives_one_line(done, call, tmp_path):
+    argv = (f"--workdir={tmp_path / 'w'}", "--sample=def ")
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "") and "is not a folder" in err and err.count("\n") == 1
+    (tmp_path / "w").mkdir()
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "") and "has no config.json" in err and err.count("\n") == 1
+    shutil.copy(done[0] / "config.json", tmp_path / "w")
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "") and "no checkpoint in" in err and err.count("\n") == 1
 
 
 def test_both_models_open_in_a_notebook(done):

@@ -201,6 +201,24 @@ def test_a_sample_is_drawn_from_the_workdir(call, config, tmp_path):
     assert code == 2 and "flag --length got '2.5'; it takes int" in err
 
 
+def test_a_flag_of_strings_is_given_several_times_with_escapes(call, config, tmp_path):
+    seen = []
+    options = {
+        "sample": lambda record, prompt, **values: seen.append(values),
+        "sample_flags": {"stop": (), "length": 64},
+    }
+    workdir = f"--workdir={tmp_path / 'w'}"
+    call(f"--config={config}", workdir)
+    argv = (r"--stop=\n\n", r"--stop=\\n, a\d", "--stop=\t\u00e9", "--stop=")
+    assert call(workdir, "--sample=def ", *argv, **options)[0] == 0
+    assert call(workdir, "--sample=def ", **options)[0] == 0
+    first, second = seen
+    assert first == {"stop": ("\n\n", "\\n, a\\d", "\t\u00e9", ""), "length": 64}
+    assert second == {"stop": (), "length": 64}
+    out = call("--help", **options)[1]
+    assert r"--stop       For --sample; any number of times, with \n for a newline" in out
+
+
 def test_help_shows_docstring_variants_and_flags(call):
     code, out, _ = call("--help")
     assert code == 0 and out.startswith("A toy study.")
