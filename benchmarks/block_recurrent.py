@@ -58,18 +58,22 @@ def positive(text: str) -> int:
 
 def run_peer(command: str, preset: str) -> tuple[float, str]:
     """Tokens per CPU-second of the best step that a command prints, and whose they are."""
+    return max(
+        (row["tokens_per_step"] / min(row["cpu_s"]), row.get("implementation", command))
+        for row in peer_rows(command, preset)
+    )
+
+
+def peer_rows(command: str, preset: str) -> list[dict]:
+    """What a command prints on a preset, each line a JSON object; at least one."""
     done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    rates = [
-        (row["tokens_per_step"] / min(row["cpu_s"]), row.get("implementation", command))
-        for row in rows
-        if row["preset"] == preset and row.get("recurrent", True)
-    ]
-    if done.returncode or not rates:
+    rows = [row for row in rows if row["preset"] == preset and row.get("recurrent", True)]
+    if done.returncode or not rows:
         raise SystemExit(
-            f"--peer ended with code {done.returncode} and {len(rates)} lines on preset {preset}"
+            f"--peer ended with code {done.returncode} and {len(rows)} lines on preset {preset}"
         )
-    return max(rates)
+    return rows
 
 
 def take_turns(
@@ -150,23 +154,11 @@ def build(preset: dict, depth: int, recurrent: tuple[int, ...]):
     """A training step without an optimiser, and its useful FLOPs."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     from jaxlab.core import View
-    from jaxlab.models import TransformerLM, TransformerLMConfig
     from jaxlab.objectives import next_token
 
-    config = TransformerLMConfig(
-        width=preset["width"],
-        depth=depth,
-        num_heads=4,
-        head_dim=preset["head_dim"],
-        window=preset["window"],
-        num_states=preset["num_states"],
-        recurrent_layers=recurrent,
-        dtype="float32",
-    )
-    model = TransformerLM(config, rngs=nnx.Rngs(0))
+    model = new_model(preset, depth, recurrent)
     view = View.of(model)
     b, t = preset["batch"], preset["length"]
     tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
@@ -193,6 +185,25 @@ def build(preset: dict, depth: int, recurrent: tuple[int, ...]):
         jax.block_until_ready((value, held["carry"], grads))
 
     return run, useful_flops(preset, depth, len(recurrent)) * b * t
+
+
+def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
+    """The float32 model of a preset."""
+    from flax import nnx
+
+    from jaxlab.models import TransformerLM, TransformerLMConfig
+
+    config = TransformerLMConfig(
+        width=preset["width"],
+        depth=depth,
+        num_heads=4,
+        head_dim=preset["head_dim"],
+        window=preset["window"],
+        num_states=preset["num_states"],
+        recurrent_layers=recurrent,
+        dtype="float32",
+    )
+    return TransformerLM(config, rngs=nnx.Rngs(0))
 
 
 def useful_flops(preset: dict, depth: int, num_recurrent: int) -> float:
