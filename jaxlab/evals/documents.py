@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -63,6 +63,7 @@ class DocumentScores:
       document_counts: int64 [d], tokens of each.
       num_bytes: bytes of text that all the tokens stand for.
       num_words: words of that text, parted by whitespace as for PG-19; see `data.count_words`.
+      marked_nats, marked_count: of the tokens that were marked, such as by `far_names`.
     """
 
     edges: tuple[int, ...]
@@ -73,6 +74,8 @@ class DocumentScores:
     document_counts: np.ndarray
     num_bytes: int
     num_words: int
+    marked_nats: float = 0.0
+    marked_count: int = 0
 
     @property
     def nats(self) -> float:
@@ -111,6 +114,11 @@ class DocumentScores:
         count = self.bin_counts[bins].sum()
         return float(self.bin_nats[bins].sum() / count / math.log(2)) if count else math.nan
 
+    @property
+    def marked_bits_per_token(self) -> float:
+        """Mean over the marked tokens; NaN where there are none."""
+        return self.marked_nats / self.marked_count / math.log(2) if self.marked_count else math.nan
+
 
 def perplexity(nats: float, count: float) -> float:
     """exp(nats / count); infinite beyond a float, NaN where `count` is 0.
@@ -146,6 +154,7 @@ def evaluate_documents(
     init_carry: Callable[[int], Any],
     edges: Sequence[int] = (0,),
     before_segment: Callable[[Params, Any], Any] | None = None,
+    marks: Mapping[int, np.ndarray] | None = None,
     mesh: Mesh | None = None,
     rules: Rules = RULES,
 ) -> DocumentScores:
@@ -163,6 +172,8 @@ def evaluate_documents(
       edges: where the bins of document positions begin, ascending from 0.
       before_segment: `(params, carry) -> carry`, applied before every batch: a control, such as
         one that takes the recurrent state away.
+      marks: `{number of a document: bool [tokens]}`, tokens to be counted on their own as well;
+        places beyond an array's end are not marked.
       mesh: the devices of `params`; by default all there are.
       rules: logical axis to mesh axes, for the activations.
 
@@ -171,7 +182,7 @@ def evaluate_documents(
     """
     edges = _checked(edges)
     mesh = make_mesh() if mesh is None else mesh
-    bins, documents = _Sums(), _Sums()
+    bins, documents, marked = _Sums(), _Sums(), _Sums()
     change = jax.jit(before_segment) if before_segment is not None else lambda _, carry: carry
     carry = None
     with Prefetch(_Once(batches), transfer=_placed(mesh, rules)) as ahead, use_mesh(mesh, rules):
@@ -185,7 +196,9 @@ def evaluate_documents(
             place = np.searchsorted(edges, host["position"][counted], side="right") - 1
             bins.add(place, nats)
             documents.add(host["index"][counted], nats)
-    bins, documents = bins.over_hosts(), documents.over_hosts()
+            at = _marked(marks or {}, host["index"][counted], host["position"][counted])
+            marked.add(np.zeros(at.sum(), np.int64), nats[at])
+    bins, documents, marked = (sums.over_hosts() for sums in (bins, documents, marked))
     if not documents.counts.size:
         raise UsageError("no token counts in these batches; pass documents with text")
     kept = np.flatnonzero(documents.counts)
@@ -194,7 +207,20 @@ def evaluate_documents(
         edges=edges, bin_nats=bins.nats_of(size), bin_counts=bins.counts_of(size), documents=kept,
         document_nats=documents.nats[kept], document_counts=documents.counts[kept],
         num_bytes=batches.num_bytes, num_words=batches.num_words,
+        marked_nats=float(marked.nats.sum()), marked_count=int(marked.counts.sum()),
     )
+
+
+def _marked(
+    marks: Mapping[int, np.ndarray], index: np.ndarray, position: np.ndarray
+) -> np.ndarray:
+    """Which of the tokens [n] are marked."""
+    found = np.zeros(len(index), bool)
+    for number in np.unique(index):
+        of_document = marks.get(int(number), np.zeros(0, bool))
+        here = np.flatnonzero((index == number) & (position < len(of_document)))
+        found[here] = of_document[position[here]]
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from jaxlab.core import UsageError
 from jaxlab.evals.documents import DocumentScores, perplexity
@@ -79,6 +81,47 @@ def word_perplexity_difference(
         return of_a - of_b
 
     return _bootstrap(difference, len(words), num_samples, seed)
+
+
+def mean_scores(scores: Sequence[DocumentScores]) -> DocumentScores:
+    """The scores of several seeds of one model on the same documents, averaged.
+
+    Raises:
+      UsageError: no scores, or scores of different documents.
+    """
+    if not scores:
+        raise UsageError("no scores to average; give those of one seed or more")
+    for other in scores[1:]:
+        _require_same_documents(scores[0], other)
+
+    def mean(name: str) -> np.ndarray:
+        return np.mean([getattr(score, name) for score in scores], axis=0)
+
+    return dataclasses.replace(
+        scores[0], bin_nats=mean("bin_nats"), document_nats=mean("document_nats"),
+        marked_nats=float(mean("marked_nats")),
+    )
+
+
+def mean_over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of one value a seed, and its 95% interval by Student's t.
+
+    Of differences between two models that share a seed it says whether they would show for another
+    seed; with one seed the interval is without end.
+
+    Raises:
+      UsageError: no values.
+
+    >>> print(mean_over_seeds([0.1, 0.2, 0.3]))
+    +0.2000 [-0.0484, +0.4484]
+    """
+    if not len(values):
+        raise UsageError("no values to average; give one a seed")
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf)
+    margin = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - margin, mean + margin)
 
 
 def _require_same_documents(a: DocumentScores, b: DocumentScores) -> None:

@@ -300,13 +300,20 @@ class TransformerLM(Decoding, nnx.Module):
     def reset_states(self, carry: Any) -> Any:
         """The carry with every recurrent state back at its learned start; the windows stay."""
         rows = carry["length"].shape[0]
-        fresh = {
+        return self._change_states(carry, lambda cell, state: cell.initial_state(rows))
+
+    def swap_states(self, carry: Any) -> Any:
+        """The carry in which each row has the states of the row before it; the windows stay."""
+        return self._change_states(carry, lambda cell, state: jnp.roll(state, 1, axis=0))
+
+    def _change_states(self, carry, change) -> Any:
+        changed = {
             str(i): carry["blocks"][str(i)]
-            | {"state": block.attention.cell.initial_state(rows)}
+            | {"state": change(block.attention.cell, carry["blocks"][str(i)]["state"])}
             for i, block in enumerate(self.blocks)
             if isinstance(block.attention, BlockRecurrentAttention)
         }
-        return {**carry, "blocks": carry["blocks"] | fresh}
+        return {**carry, "blocks": carry["blocks"] | changed}
 
     def embed(self, tokens_bt: jax.Array) -> jax.Array:
         """Embedded tokens [b, t, d]."""

@@ -17,6 +17,8 @@ from jaxlab.evals import (
     bits_per_byte_difference,
     doubling_edges,
     evaluate_documents,
+    mean_over_seeds,
+    mean_scores,
     word_perplexity_difference,
 )
 
@@ -93,6 +95,19 @@ def test_every_token_of_every_document_counts_once(view: View, limit: int | None
         assert found.loss_by_position[i] == pytest.approx(np.mean(inside), rel=1e-5)
     late = [x for nats in wanted.values() for x in nats[8:]]
     assert found.bits_per_token(slice(2, None)) == pytest.approx(np.mean(late) / math.log(2))
+
+
+def test_marked_tokens_are_counted_on_their_own(view: View):
+    marks = {0: np.arange(33) % 5 == 0, 3: np.ones(1, bool)}  # document 0 in part, 3 but its end
+    found = evaluate_documents(
+        view, view.params, walk(), init_carry=init_carry, marks=marks,
+        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+    )
+    wanted = [nats for i, nats in enumerate(reference(TEXTS[0])[:33]) if i % 5 == 0]
+    wanted += reference(TEXTS[3])[:1]
+    assert found.marked_count == len(wanted) == 8
+    assert found.marked_nats == pytest.approx(sum(wanted), rel=1e-5)
+    assert found.marked_bits_per_token == pytest.approx(np.mean(wanted) / math.log(2), rel=1e-5)
 
 
 def test_rows_sharded_over_devices_give_the_same_scores(view: View):
@@ -212,3 +227,20 @@ def test_scores_of_other_documents_are_refused():
         bits_per_byte_difference(scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2]))
     with pytest.raises(UsageError, match="evaluate both models on one walk"):
         word_perplexity_difference(scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2]))
+
+
+def test_the_mean_over_seeds_covers_the_truth_in_19_of_20_cases():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(1.0, 2.0, (2000, 3))
+    covered = [low < 1.0 < high for _, low, high in map(mean_over_seeds, draws)]
+    assert abs(np.mean(covered) - 0.95) < 0.015
+    assert mean_over_seeds([0.5]) == (0.5, -math.inf, math.inf)
+    with pytest.raises(UsageError, match="give one a seed"):
+        mean_over_seeds([])
+
+
+def test_scores_of_seeds_are_averaged_document_by_document():
+    mean = mean_scores([scores([1.0, 4.0]), scores([3.0, 8.0])])
+    assert mean.document_nats.tolist() == [2.0, 6.0]
+    with pytest.raises(UsageError, match="not the same"):
+        mean_scores([scores([1.0, 2.0]), scores([1.0, 2.0], [0, 2])])
