@@ -57,9 +57,9 @@ def test_names_are_looked_up_from_the_main_file_then_the_folder_then_the_asker(t
         tmp_path,
         src__main=MAIN + rb"\input{x} \input{top} \input{part/y}",
         src__x=b"main's", x=b"folder's", top=b"top",
-        src__part__y=rb"\input{z}", src__part__z=b"asker's",
+        src__part__y=rb"\input{x} \input{z}", src__part__x=b"nobody's", src__part__z=b"asker's",
     )
-    assert document == MAIN + b"main's top asker's"
+    assert document == MAIN + b"main's top main's asker's"
 
 
 @pytest.mark.parametrize(
