@@ -6,10 +6,11 @@ Costs are of two cores of a shared x86-64 machine, with compilation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from jaxlab.core import MeshConfig, UsageError
 from jaxlab.data import RecallTask, Source, Tokenizer, open_source, open_tokenizer, split
-from jaxlab.models import TransformerLMConfig
+from jaxlab.models import ROWS, SIZES, TransformerLMConfig, block_recurrent_config
 from jaxlab.train import OptimizerConfig, TrainConfig
 
 
@@ -99,13 +100,16 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The study: two language models of one cost on one text, and the recall task.
+    """The study: language models of one cost on one text, and the recall task.
 
     Attributes:
-      model: the block-recurrent model.
+      model: the block-recurrent model; or any model with a window, if it is trained alone.
       baseline_layers: layers that the sliding-window model has more, in place of recurrence; 1 is
-        the paper's like-for-like (table 1: Rec:fixed:skip against Slide:13L).
-      data, train: for both models; they see the same text in the same order.
+        the paper's like-for-like (table 1: Rec:fixed:skip against Slide:13L). None: no such model.
+      include_xl: whether a Transformer-XL is trained too: the sliding-window model on segments of
+        one window and so many more rows, as many tokens a step. Its rows are other ones.
+      num_seeds: trainings of each model, with `train.seed` and the numbers after it.
+      data, train: for all models; those of one seed see the same text in the same order.
       include_recall: whether the recall task is part of the run.
       recall, sample: see there.
 
@@ -114,7 +118,9 @@ class Config:
     """
 
     model: TransformerLMConfig = TransformerLMConfig()
-    baseline_layers: int = 1
+    baseline_layers: int | None = 1
+    include_xl: bool = False
+    num_seeds: int = 1
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     include_recall: bool = True
@@ -125,7 +131,8 @@ class Config:
 
     def __post_init__(self):
         window, length = self.model.window, self.data.segment_length
-        if window is None or not self.model.recurrent_layers:
+        alone = self.baseline_layers is None and not self.include_recall
+        if window is None or not (self.model.recurrent_layers or alone):
             raise UsageError(
                 f"model.window={window} and model.recurrent_layers={self.model.recurrent_layers}; "
                 "the study needs a window and at least one recurrent layer, e.g. -2"
@@ -136,8 +143,15 @@ class Config:
                 f"data.segment_length={length} is not a multiple of model.window={window}; "
                 f"nearest: {low}, {low + window}"
             )
-        if self.baseline_layers < 0:
+        if self.baseline_layers is not None and self.baseline_layers < 0:
             raise UsageError(f"baseline_layers={self.baseline_layers}; expected 0 or more")
+        if self.baseline_layers is None and (self.include_xl or self.include_recall):
+            raise UsageError(
+                "baseline_layers=None trains model alone; set include_xl=False and "
+                "include_recall=False"
+            )
+        if self.num_seeds < 1:
+            raise UsageError(f"num_seeds={self.num_seeds}; expected 1 or more")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which the model's vocabulary must hold.
@@ -173,7 +187,7 @@ def tiny() -> Config:
         ),
         data=DataConfig(segment_length=1024, eval_tokens=32_768),
         train=TrainConfig(
-            steps=400, batch_size=4, log_every=10, save_every=200, eval_every=200,
+            steps=400, batch_size=4, log_every=10, watch_every=20, save_every=200, eval_every=200,
             optimizer=OptimizerConfig(
                 name="adafactor", learning_rate=0.1, warmup_steps=40, momentum=0.8
             ),
@@ -205,7 +219,8 @@ def demo() -> Config:
         model=dataclasses.replace(base.model, depth=3, window=64, num_states=64),
         data=dataclasses.replace(base.data, segment_length=512, eval_tokens=8_192),
         train=dataclasses.replace(
-            base.train, steps=150, batch_size=4, log_every=5, save_every=75, eval_every=None,
+            base.train, steps=150, batch_size=4, log_every=5, watch_every=None, save_every=75,
+            eval_every=None,
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=20),
         ),
         include_recall=False,
@@ -226,7 +241,7 @@ def smoke() -> Config:
             base.data, segment_length=64, held_out_rate=0.02, eval_tokens=256
         ),
         train=dataclasses.replace(
-            base.train, steps=4, batch_size=2, log_every=2, save_every=2,
+            base.train, steps=4, batch_size=2, log_every=2, save_every=2, watch_every=2,
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=2),
         ),
         include_recall=True,
@@ -249,11 +264,7 @@ def paper() -> Config:
     # a step for 500,000 steps: 65.5 billion bytes, about six times through the books. Dropout is on
     # the residual path only. To expect: 0.952 bits per byte.
     return Config(
-        model=TransformerLMConfig(
-            vocab_size=260, width=1024, depth=12, num_heads=8, head_dim=128, mlp_dim=4096,
-            window=512, recurrent_layers=(-3,), num_states=512, head_scale=1.0, dropout_rate=0.05,
-            scan_layers=True, remat=True,
-        ),
+        model=block_recurrent_config("rec_fixed_skip", vocab_size=260),
         data=DataConfig(
             source="tfds:pg19/train", held_out="tfds:pg19/test", segment_length=4096,
             eval_tokens=None,
@@ -271,5 +282,33 @@ def paper() -> Config:
     )
 
 
-VARIANTS = {"smoke": smoke, "tiny": tiny, "demo": demo, "paper": paper}
+def compare() -> Config:
+    """Tiny with three seeds and a Transformer-XL, without recall: about an hour on two cores."""
+    base = tiny()
+    return dataclasses.replace(
+        base, include_xl=True, num_seeds=3, include_recall=False,
+        train=dataclasses.replace(base.train, eval_every=None),
+    )
+
+
+def table(row: str, size: str) -> Config:
+    """A row of the paper's table 1, trained alone, with its data, schedule and batch."""
+    base, segments = paper(), ROWS[row]
+    return dataclasses.replace(
+        base,
+        model=block_recurrent_config(row, size, vocab_size=base.model.vocab_size),
+        baseline_layers=None,
+        data=dataclasses.replace(base.data, segment_length=segments.segment_length),
+        train=dataclasses.replace(
+            base.train, batch_size=base.train.batch_size * segments.segments
+        ),
+    )
+
+
+VARIANTS = {"smoke": smoke, "tiny": tiny, "demo": demo, "compare": compare, "paper": paper}
+# The rows of the table by name, at the paper's 150 million parameters and at its other sizes.
+VARIANTS |= {row: functools.partial(table, row, "150m") for row in ROWS}
+VARIANTS |= {
+    f"{row}_{size}": functools.partial(table, row, size) for row in ROWS for size in SIZES
+}
 DEFAULT = "tiny"

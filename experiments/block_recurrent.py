@@ -18,6 +18,7 @@ window stays ahead by about 0.02 bits per byte after so few steps (docs/block_re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +29,16 @@ import numpy as np
 from flax import nnx
 
 from configs.block_recurrent import DEFAULT, VARIANTS, Config, SampleConfig, windowed
-from jaxlab import data, evals, results, train
+from jaxlab import data, evals, probes, results, train
 from jaxlab.core import (
     Params,
     View,
+    batch_sharding,
     from_dict,
     host_rows,
     make_mesh,
     on_main_host,
+    place_rows,
     to_dict,
     whole,
 )
@@ -46,10 +49,11 @@ from jaxlab.results import Claim, Record, figures
 from jaxlab.sampling import stream_text
 
 PAPER = "Block-Recurrent Transformers, Hutchins et al., NeurIPS 2022, arXiv:2203.07852"
-RECURRENT, WINDOWED = "block-recurrent", "sliding window"
-RESET, XZ = "block-recurrent, state reset", "xz -9e"
-# Folders of the trainings in the workdir.
-TEXT = {RECURRENT: "", WINDOWED: "slide"}
+RECURRENT, WINDOWED, XL = "block-recurrent", "sliding window", "Transformer-XL"
+RESET, OTHER = "block-recurrent, state reset", "block-recurrent, state of another"
+XZ = "xz -9e"
+# Folders of the trainings on text in the workdir; that of the first model is the workdir itself.
+FOLDERS = {RECURRENT: "", WINDOWED: "slide", XL: "xl"}
 RECALL = {RECURRENT: "recall", WINDOWED: "recall_slide"}
 # Accuracies of the recall claims (chance is 1/16), and how much longer a step may take.
 RECALLED, AT_CHANCE, SLOWER = 0.95, 0.12, 1.10
@@ -70,19 +74,21 @@ def run(config: Config, record: Record) -> None:
 
 
 def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]]:
-    """Both models on text: claims and numbers; leaves a sample in the workdir."""
+    """All models on text: claims and numbers; leaves a sample in the workdir."""
     window, limit = config.model.window, config.data.eval_tokens
     mesh = make_mesh(config.train.mesh)
     tokenizer = config.tokenizer()
     source, held_out = config.data.open()
     if config.data.tokenizer == "bytes" and (found := data.find_invalid_utf8(source, 1000)):
         print(f"{found}: its bytes are read as they are")
-    sizes = {
-        "batch_size": config.train.batch_size, "segment_length": config.data.segment_length,
-        "align": window, "rows": host_rows(config.train.batch_size, mesh),
-    }
-    walk = data.walk(held_out, tokenizer, **sizes, max_document_tokens=limit)
+    walk = data.walk(
+        held_out, tokenizer, batch_size=config.train.batch_size, align=window,
+        segment_length=config.data.segment_length, max_document_tokens=limit,
+        rows=host_rows(config.train.batch_size, mesh),
+    )
     texts = evaluated_texts(held_out, tokenizer, limit)
+    reach = window * max(model.model.depth for model in text_models(config).values())
+    names = evals.far_names(held_out, tokenizer, reach, max_document_tokens=limit)
     print(
         f"text: {len(source):,} documents of {config.data.source} to train on; "
         f"{walk.num_documents:,} others are held out, {walk.num_bytes:,} bytes of them evaluated"
@@ -91,34 +97,46 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
     def score(fitted: Fitted, **kwargs: Any) -> DocumentScores:
         return evals.evaluate_documents(
             fitted.view, fitted.params, walk, init_carry=fitted.init_carry,
-            edges=evals.doubling_edges(window, max(map(len, texts))),
+            edges=evals.doubling_edges(window, max(map(len, texts))), marks=names,
             mesh=mesh, **kwargs,
         )
 
-    fits, scores = {}, {}
-    for name, model in contenders(config.model, config.baseline_layers).items():
-        stream = data.DocumentStream(source, tokenizer, **sizes, seed=config.train.seed)
-        fits[name] = fit(
-            part(record, TEXT[name], model, config.train), name, model, config.train, stream,
-            config.train.batch_size * config.data.segment_length,
-            lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
-        )
-        scores[name] = score(fits[name])
-    reset = functools.partial(fits[RECURRENT].view.apply, method="reset_states")
-    scores[RESET] = score(fits[RECURRENT], before_segment=reset)
-    trained = fits[RECURRENT].view.model(whole(fits[RECURRENT].params))
-    on_main_host(lambda: write_sample(record, trained, tokenizer, config))
+    scores: dict[str, list[DocumentScores]] = {}
+    sizes = {}
+    for seed in range(config.num_seeds):
+        for name, text_model in text_models(config, seed).items():
+            fitted = fit_text(record, name, text_model, source, tokenizer, walk, score)
+            scores.setdefault(name, []).append(score(fitted))
+            sizes[name] = fitted.view.num_params
+            if name == RECURRENT:
+                for control, method in ((RESET, "reset_states"), (OTHER, "swap_states")):
+                    change = functools.partial(fitted.view.apply, method=method)
+                    scores.setdefault(control, []).append(score(fitted, before_segment=change))
+            if not text_model.folder:
+                trained = fitted.view.model(whole(fitted.params))
+                on_main_host(lambda: write_sample(record, trained, tokenizer, config))  # noqa: B023
+    folders = {name: model.folder for name, model in text_models(config).items()}
     seconds, rates = (
-        {name: typical(record, folder, f"time/{metric}") for name, folder in TEXT.items()}
+        {name: typical(record, folder, f"time/{metric}") for name, folder in folders.items()}
         for metric in ("step_seconds", "tokens_per_second")
     )
+    mean = {name: evals.mean_scores(of_seeds) for name, of_seeds in scores.items()}
     numbers = {
-        "bits per byte": {name: s.bits_per_byte for name, s in scores.items()}
+        "bits per byte": {name: s.bits_per_byte for name, s in mean.items()}
         | {XZ: evals.xz_bits_per_byte(texts)},
-        "perplexity by word": {name: s.word_perplexity for name, s in scores.items()},
-        "bits per token by position": {"from": list(scores[RECURRENT].edges)}
-        | {name: list(s.loss_by_position / math.log(2)) for name, s in scores.items()},
-        "parameters": {name: fitted.view.num_params for name, fitted in fits.items()},
+        "bits per byte by seed": {
+            name: [s.bits_per_byte for s in of_seeds] for name, of_seeds in scores.items()
+        },
+        "perplexity by word": {name: s.word_perplexity for name, s in mean.items()},
+        "bits per token by position": {"from": list(mean[next(iter(mean))].edges)}
+        | {name: list(s.loss_by_position / math.log(2)) for name, s in mean.items()},
+        "bits per token of names out of reach": {
+            name: s.marked_bits_per_token for name, s in mean.items()
+        },
+        "names out of reach": {
+            "reach": reach, "tokens": max(s.marked_count for s in mean.values())
+        },
+        "parameters": sizes,
         "training step seconds": seconds,
         "training tokens per second": rates,
         "held-out": {"documents": walk.num_documents, "bytes": walk.num_bytes},
@@ -126,23 +144,110 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
     return text_claims(scores, seconds, window), numbers
 
 
+class TextModel(NamedTuple):
+    """One training on text: its folder in the workdir, and what differs between the models."""
+
+    folder: str
+    model: TransformerLMConfig
+    segment_length: int
+    train: train.TrainConfig
+
+
+def text_models(config: Config, seed: int = 0) -> dict[str, TextModel]:
+    """The models that are compared on text, for one seed, counted from `train.seed`."""
+    length, window = config.data.segment_length, config.model.window
+    settings = dataclasses.replace(config.train, seed=config.train.seed + seed)
+    own = RECURRENT if config.model.recurrent_layers else WINDOWED
+    found = {own: TextModel("", config.model, length, settings)}
+    if config.baseline_layers is not None:
+        slide = windowed(config.model, config.baseline_layers)
+        found[WINDOWED] = TextModel(FOLDERS[WINDOWED], slide, length, settings)
+        if config.include_xl:
+            rows = dataclasses.replace(settings, batch_size=settings.batch_size * length // window)
+            found[XL] = TextModel(FOLDERS[XL], slide, window, rows)
+    if seed:
+        found = {
+            name: model._replace(folder=f"seed{seed}/{FOLDERS[name] or 'recurrent'}")
+            for name, model in found.items()
+        }
+    return found
+
+
+def fit_text(
+    record: Record, name: str, text_model: TextModel, source: data.Source,
+    tokenizer: data.Tokenizer, walk: data.Walk, score: Callable[[Fitted], DocumentScores],
+) -> Fitted:
+    """Trains one of the models on text, watching its state if it has one."""
+    folder, model, length, settings = text_model
+    mesh = make_mesh(settings.mesh)
+    stream = data.DocumentStream(
+        source, tokenizer, batch_size=settings.batch_size, segment_length=length,
+        align=model.window, rows=host_rows(settings.batch_size, mesh), seed=settings.seed,
+    )
+    batch = place_rows(
+        {key: next(iter(walk))[key] for key in ("inputs", "start")}, batch_sharding(mesh)
+    )
+
+    _, view, init_carry = planned(model)
+
+    @jax.jit
+    def statistics(params: Params) -> Mapping[str, Any]:
+        carry = init_carry(settings.batch_size)
+        found = probes.state_statistics(view, params, batch["inputs"], carry, batch["start"])
+        return {
+            f"state_{path.split('/')[1]}/{metric}": value
+            for path, values in found.items()
+            for metric, value in values.items()
+        }
+
+    return fit(
+        part(record, folder, model, settings, segment_length=length),
+        f"{name}, seed {settings.seed}" if folder.startswith("seed") else name,
+        model, settings, stream, settings.batch_size * length,
+        measure=lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
+        watch=None if not model.recurrent_layers or model.state_readers else statistics,
+    )
+
+
 def text_claims(
-    scores: Mapping[str, DocumentScores], seconds: Mapping[str, float], window: int
+    scores: Mapping[str, Sequence[DocumentScores]], seconds: Mapping[str, float], window: int
 ) -> list[Claim]:
     """What the paper says of language models, and whether it shows here."""
-    gain = evals.bits_per_byte_difference(scores[RECURRENT], scores[WINDOWED])
-    memory = evals.bits_per_byte_difference(scores[RECURRENT], scores[RESET])
+    if RECURRENT not in scores or WINDOWED not in scores:
+        return []
+    mean = {name: evals.mean_scores(of_seeds) for name, of_seeds in scores.items()}
+    seeds = len(scores[RECURRENT])
+    interval = "with its 95% interval over documents" + (
+        f", and that over {seeds} seeds," * (seeds > 1)
+    )
+
+    def difference(name: str) -> tuple[str, bool]:
+        """Bits per byte of the recurrent model less those of another; whether it is ahead."""
+        documents = evals.bits_per_byte_difference(mean[RECURRENT], mean[name])
+        if seeds == 1:
+            return str(documents), documents.high < 0
+        pairs = zip(scores[RECURRENT], scores[name], strict=True)
+        over = evals.mean_over_seeds([a.bits_per_byte - b.bits_per_byte for a, b in pairs])
+        return f"{documents} over documents, {over} over seeds", max(documents.high, over.high) < 0
+
     near, far = (
-        scores[RECURRENT].bits_per_token(bins) - scores[WINDOWED].bits_per_token(bins)
+        mean[RECURRENT].bits_per_token(bins) - mean[WINDOWED].bits_per_token(bins)
         for bins in (slice(0, 1), slice(2, None))
     )
     ratio = seconds[RECURRENT] / seconds[WINDOWED]
+    versus_xl = [
+        Claim(
+            "It needs fewer than a Transformer-XL of the same window.",
+            f"difference below 0, {interval}", *difference(XL),
+        )
+    ] if XL in scores else []
     return [
         Claim(
             "The block-recurrent model needs fewer bits per byte of held-out documents than the "
             "sliding-window model.",
-            "difference below 0, with its 95% interval over documents", str(gain), gain.high < 0,
+            f"difference below 0, {interval}", *difference(WINDOWED),
         ),
+        *versus_xl,
         Claim(
             "Its advantage comes from beyond the window.",
             f"difference in bits per token from position {2 * window} on below 0, and below that "
@@ -151,8 +256,11 @@ def text_claims(
         ),
         Claim(
             "The state carries what helps: reset at every segment, the same model predicts worse.",
-            "difference to it below 0, with its 95% interval over documents", str(memory),
-            memory.high < 0,
+            f"difference to it below 0, {interval}", *difference(RESET),
+        ),
+        Claim(
+            "What it carries is of its document: with the state of another it predicts worse.",
+            f"difference to it below 0, {interval}", *difference(OTHER),
         ),
         Claim(
             "Recurrence costs no more than the layer that it replaces.",
@@ -168,7 +276,9 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
     task, size = recall.task, recall.train.batch_size
     # Training draws its sequences from train.seed: these are others.
     batch = task.batch(recall.train.seed + 1, 0, recall.eval_sequences, recall.eval_blocks)
-    models = contenders(recall.model, config.baseline_layers)
+    models = {
+        RECURRENT: recall.model, WINDOWED: windowed(recall.model, config.baseline_layers or 0)
+    }
     accuracy = {}
     for name, model in models.items():
         fitted = fit(
@@ -220,17 +330,20 @@ def fit(
     record: Record, name: str, model: TransformerLMConfig, config: train.TrainConfig,
     stream: data.Stream, tokens_per_step: int,
     measure: Callable[[Fitted], Mapping[str, float]] | None = None,
+    watch: Callable[[Params], Mapping[str, Any]] | None = None,
 ) -> Fitted:
     """Trains one model in the workdir of `record`, or reads the one that is there."""
     build, view, init_carry = planned(model)
     measured = measure is not None and config.eval_every is not None
+    shapes = Fitted(view, {}, init_carry)
     _, done = train.run_training(
         config, build=build, objective=next_token, stream=stream, workdir=record,
         init_carry=init_carry, tokens_per_step=tokens_per_step, description=name,
-        evaluate=(lambda state: measure(Fitted(view, state.params, init_carry)))
+        evaluate=(lambda state: measure(shapes._replace(params=state.params)))
         if measured else None,
+        watch=None if watch is None else (lambda state: jax.device_get(watch(state.params))),
     )
-    return Fitted(view, done.state.params, init_carry)
+    return shapes._replace(params=done.state.params)
 
 
 def planned(model: TransformerLMConfig) -> tuple[train.Build, View, Callable[[int], Any]]:
@@ -243,21 +356,19 @@ def planned(model: TransformerLMConfig) -> tuple[train.Build, View, Callable[[in
     return build, view, functools.partial(view.apply, view.params, method="init_carry")
 
 
-def contenders(model: TransformerLMConfig, more_layers: int) -> dict[str, TransformerLMConfig]:
-    """The two models that are compared."""
-    return {RECURRENT: model, WINDOWED: windowed(model, more_layers)}
-
-
 def part(
-    record: Record, folder: str, model: TransformerLMConfig, config: train.TrainConfig
+    record: Record, folder: str, model: TransformerLMConfig, config: train.TrainConfig,
+    segment_length: int | None = None,
 ) -> Record:
     """The record of one training, in a folder of the workdir."""
     if not folder:
         return record
+    changed = {"model": to_dict(model), "train": to_dict(config)}
+    if segment_length is not None:
+        changed["data"] = record.config["data"] | {"segment_length": segment_length}
     return Record.create(
         record.workdir / folder, experiment=record.experiment, variant=record.variant,
-        paper=record.paper, ignore=MAY_CHANGE,
-        config=record.config | {"model": to_dict(model), "train": to_dict(config)},
+        paper=record.paper, ignore=MAY_CHANGE, config=record.config | changed,
     )
 
 
@@ -334,7 +445,7 @@ def draw(record: Record) -> None:
     }
     results.write_report(
         record, title="Block-Recurrent Transformer", summary=summary(record, numbers),
-        figures=shown, tables={"Held-out text": comparison(numbers)},
+        figures=shown, tables={"Held-out text": comparison(numbers), **seed_table(numbers)},
         samples={"What the block-recurrent model writes": sample_path(record).read_text("utf-8")},
         commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
     )
@@ -342,19 +453,20 @@ def draw(record: Record) -> None:
 
 def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Caption and figure by file name."""
-    positions = numbers["bits per token by position"]
-    starts = positions["from"]
+    positions = dict(numbers["bits per token by position"])
+    starts = positions.pop("from")
     upto = [starts[1], *(2 * start for start in starts[1:])]
-    names = (RECURRENT, WINDOWED, RESET)
-    less = {
-        name: (upto, np.subtract(positions[name], positions[WINDOWED], dtype=float))
-        for name in names
-    }
+    trained = {name: FOLDERS[name] for name in numbers["parameters"]}
+    first = next(iter(trained))
+    trained[first] = ""
     found = {
         "training": (
-            "Loss on the text being trained on, both models in the same order.",
+            "Loss on the text being trained on.",
             figures.lines(
-                {n: Record.open(record.workdir / TEXT[n]).curve("train/loss") for n in TEXT},
+                {
+                    name: Record.open(record.workdir / folder).curve("train/loss")
+                    for name, folder in trained.items()
+                },
                 xlabel="step", ylabel="training loss (nats per token)",
             ),
         ),
@@ -362,15 +474,8 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
             "Held-out text by position in the document; each point is the mean from the position "
             "before it up to its own.",
             figures.lines(
-                {name: (upto, positions[name]) for name in names},
+                {name: (upto, values) for name, values in positions.items()},
                 xlabel="position in the document, up to", ylabel="bits per token", xscale="log2",
-            ),
-        ),
-        "gain": (
-            "The same as a difference to the sliding window: below 0 is better than it.",
-            figures.lines(
-                less, xlabel="position in the document, up to",
-                ylabel="difference (bits per token)", xscale="log2",
             ),
         ),
         "bits_per_byte": (
@@ -378,6 +483,28 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
             figures.bars(numbers["bits per byte"], xlabel="bits per byte"),
         ),
     }
+    if WINDOWED in positions:
+        less = {
+            name: (upto, np.subtract(values, positions[WINDOWED], dtype=float))
+            for name, values in positions.items()
+        }
+        found["gain"] = (
+            "The same as a difference to the sliding window: below 0 is better than it.",
+            figures.lines(
+                less, xlabel="position in the document, up to",
+                ylabel="difference (bits per token)", xscale="log2",
+            ),
+        )
+    if numbers["names out of reach"]["tokens"]:
+        found["names"] = (
+            "Held-out names whose last mention lies more than "
+            f"{numbers['names out of reach']['reach']:,} tokens back, where attention no longer "
+            f"reaches; {numbers['names out of reach']['tokens']:,} tokens.",
+            figures.bars(
+                numbers["bits per token of names out of reach"], xlabel="bits per token"
+            ),
+        )
+    found |= state_figures(record)
     if recall := numbers.get("recall accuracy by block"):
         found["recall"] = (
             "Recall of a value that stood in block 0, by the block that asks for it; chance is "
@@ -390,16 +517,60 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
     return found
 
 
+def state_figures(record: Record) -> dict[str, tuple[str, Any]]:
+    """What the state did in training, where it was watched: gates, attention, size."""
+    columns = sorted({name for row in record.metrics for name in row if name.startswith("state_")})
+    layers = sorted({column.partition("/")[0] for column in columns})
+    shown = {
+        "gate": (
+            "What the gate keeps of the state and takes of the candidate, of 1: mean, and the 5% "
+            "and 95% quantiles of what is kept.",
+            {"kept": "kept", "kept, 5%": "kept_low", "kept, 95%": "kept_high", "taken": "taken"},
+            "part",
+        ),
+        "entropy": (
+            "How evenly attention reads, as entropy over that of a plain mean: 1 is a mean.",
+            {
+                "states read states": "entropy_self", "states read tokens": "entropy_tokens",
+                "tokens read states": "entropy_read",
+            },
+            "entropy, of 1",
+        ),
+        "size": (
+            "Root mean square of the state, and its change in a block over its size.",
+            {"size": "norm", "change": "change"}, "of the state",
+        ),
+    }
+    return {
+        f"{layer}_{name}": (
+            f"Layer {layer.partition('_')[2]} in training. {caption}",
+            figures.lines(
+                {label: record.curve(f"{layer}/{metric}") for label, metric in metrics.items()},
+                xlabel="step", ylabel=ylabel,
+            ),
+        )
+        for layer in layers
+        for name, (caption, metrics, ylabel) in shown.items()
+    }
+
+
 def summary(record: Record, numbers: Mapping[str, Any]) -> str:
     """What was asked and how, in words."""
-    held_out, source = numbers["held-out"], record.config["data"]["source"]
+    config, held_out = record.config, numbers["held-out"]
+    window, layers, seeds = (
+        config["model"]["window"], config["baseline_layers"], config["num_seeds"]
+    )
+    question = (
+        f"How well does a language model with a window of {window} tokens predict text?"
+        if layers is None
+        else "Does one layer with a recurrent state help a sliding-window language model beyond "
+        f"its window of {window} tokens, for the cost of {layers} more of its ordinary layers?"
+    )
     return (
-        "Does one layer with a recurrent state help a sliding-window language model beyond its "
-        f"window of {record.config['model']['window']} tokens, for the cost of "
-        f"{record.config['baseline_layers']} more of its ordinary layers?\n\n"
-        f"Both models were trained on the same text ({source}) in the same order for "
-        f"{record.config['train']['steps']:,} steps, and read {held_out['documents']:,} held-out "
-        f"documents ({held_out['bytes']:,} bytes), each from its start."
+        f"{question}\n\nEach model was trained on the same text ({config['data']['source']}) for "
+        f"{config['train']['steps']:,} steps, with {seeds} seed{'s' * (seeds > 1)}, those of one "
+        f"seed in the same order, and read {held_out['documents']:,} held-out documents "
+        f"({held_out['bytes']:,} bytes), each from its start."
     )
 
 
@@ -409,12 +580,23 @@ def comparison(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "model": name,
             "bits per byte": numbers["bits per byte"][name],
+            "perplexity by word": numbers["perplexity by word"][name],
             "parameters": numbers["parameters"][name],
             "training tokens/s": rounded(numbers["training tokens per second"][name]),
         }
-        for name in TEXT
+        for name in numbers["parameters"]
     ]
     return [*rows, {"model": XZ, "bits per byte": numbers["bits per byte"][XZ]}]
+
+
+def seed_table(numbers: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Bits per byte of every seed, where there are several."""
+    by_seed = numbers["bits per byte by seed"]
+    rows = [
+        {"model": name} | {f"seed {i}": value for i, value in enumerate(values)}
+        for name, values in by_seed.items()
+    ]
+    return {"Bits per byte by seed": rows} if len(rows[0]) > 2 else {}
 
 
 def rounded(value: float | None) -> int | None:
@@ -439,7 +621,10 @@ def closing_words(record: Record) -> str:
         "",
         f"report   {record.report_path}",
         f"sample   {sample_path(record)}",
-        f"models   {record.checkpoints_dir}, {workdir / TEXT[WINDOWED] / 'checkpoints'}",
+        "models   " + ", ".join(
+            str(workdir / (FOLDERS[name] if i else "") / "checkpoints")
+            for i, name in enumerate(numbers["parameters"])
+        ),
         "",
         "what to try next",
         f'  let it write:       {call} --workdir={workdir} --sample="def "',
@@ -450,17 +635,18 @@ def closing_words(record: Record) -> str:
 
 
 def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
-    """Size, memory, sharding and length of both trainings on text; the pod is for the first."""
+    """Size, memory, sharding and length of the trainings on text; the pod is for the first."""
     config.tokenizer()
-    shape = (config.train.batch_size, config.data.segment_length)
     types = {"inputs": np.int32, "targets": np.int32, "mask": np.bool_, "start": np.bool_}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in types.items()}
     lines = []
-    for name, model in contenders(config.model, config.baseline_layers).items():
-        build, _, init_carry = planned(model)
+    for i, (name, text_model) in enumerate(text_models(config).items()):
+        build, _, init_carry = planned(text_model.model)
+        shape = (text_model.train.batch_size, text_model.segment_length)
+        batch = {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in types.items()}
         described = train.describe(
-            config.train, build=build, init_carry=init_carry, tokens_per_step=math.prod(shape),
-            objective=next_token, batch=batch, pod=pod if name == RECURRENT else None,
+            text_model.train, build=build, init_carry=init_carry,
+            tokens_per_step=math.prod(shape), objective=next_token, batch=batch,
+            pod=None if i else pod,
         )
         lines += [f"{name}:", *(f"  {line}" for line in described)]
     return lines

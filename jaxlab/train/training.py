@@ -56,8 +56,8 @@ KEPT = ("keep_last", "keep_every", "keep_best", "best_metric", "best_mode")
 """The fields of `TrainConfig` that `Checkpoints` takes."""
 
 MAY_CHANGE = (
-    *KEPT, "log_every", "save_every", "prefetch", "mesh", "on_divergence", "spike_factor",
-    "max_skips", "stuck_seconds",
+    *KEPT, "log_every", "watch_every", "save_every", "prefetch", "mesh", "on_divergence",
+    "spike_factor", "max_skips", "stuck_seconds",
 )
 """The fields of `TrainConfig` that do not change what a run computes: a run that is taken up again
 may have others."""
@@ -75,6 +75,7 @@ class TrainConfig:
       reduce_once: reduce gradients over `data` once a step; see `make_step` for what it asks of
         the loss.
       log_every: steps a row of metrics.
+      watch_every: steps a row of what instruments measure; None does without.
       save_every: steps a checkpoint.
       eval_every: steps an evaluation; None evaluates at the end only.
       keep_last, keep_every, keep_best, best_metric, best_mode: which checkpoints are kept; see
@@ -104,6 +105,7 @@ class TrainConfig:
     accumulate: int = 1
     reduce_once: bool = False
     log_every: int = 10
+    watch_every: int | None = None
     save_every: int = 500
     eval_every: int | None = None
     keep_last: int = 2
@@ -156,6 +158,7 @@ def run_training(
     init_carry: Callable[[int], Any] | None = None,
     hooks: Sequence[Hook] = (),
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    watch: Callable[[TrainState], Mapping[str, Any]] | None = None,
     meta: Mapping[str, Any] | None = None,
     tokens_per_step: int | None = None,
     description: str = "",
@@ -179,6 +182,8 @@ def run_training(
         started once more each time that the run goes back to a checkpoint.
       evaluate: `evaluate(state)` gives a row of metrics every `config.eval_every` steps and at the
         end.
+      watch: the same every `config.watch_every` steps, for what costs little, such as
+        `probes.state_statistics`.
       meta: kept in the checkpoints, as plain JSON.
       tokens_per_step: targets in one step, for the rate shown.
       description: words before the progress bar.
@@ -231,7 +236,7 @@ def run_training(
                         ),
                         StopOnNaN(checkpoints),
                         *_spikes(config, workdir, int(state.step), checkpoints),
-                        *_evaluations(config, evaluate, writer),
+                        *_evaluations(config, evaluate, watch, writer),
                         *([ProgressBar(description)] if is_main_host() else []),
                         *hooks,
                         SaveCheckpoint(checkpoints, config.save_every, meta),
@@ -376,11 +381,14 @@ def _spikes(
 
 def _evaluations(
     config: TrainConfig, evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
-    writer: MetricWriter | NoMetrics,
+    watch: Callable[[TrainState], Mapping[str, Any]] | None, writer: MetricWriter | NoMetrics,
 ) -> list[Hook]:
-    if evaluate is None:
-        return []
-    return [Evaluate(evaluate, config.eval_every or config.steps, writer)]
+    hooks: list[Hook] = []
+    if watch is not None and config.watch_every is not None:
+        hooks.append(Evaluate(watch, config.watch_every, writer))
+    if evaluate is not None:
+        hooks.append(Evaluate(evaluate, config.eval_every or config.steps, writer))
+    return hooks
 
 
 def _transfer(mesh: Mesh, rules: Rules) -> Callable[[Mapping[str, Any]], dict[str, jax.Array]]:
