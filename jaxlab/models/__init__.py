@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxlab.models.add_recurrence import add_recurrence as add_recurrence
 from jaxlab.models.block_recurrent import ROWS as ROWS
 from jaxlab.models.block_recurrent import SIZES as SIZES
 from jaxlab.models.block_recurrent import block_recurrent_config as block_recurrent_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,7 +88,11 @@ class Decoding:
 
         Returns:
           float32 logits [b, v] of the token after it, and the cache.
+
+        Raises:
+          UsageError: a cache of another number of rows, model or dtype.
         """
+        require_like(cache, self.init_cache, tokens_b.shape[0], "cache", room=True)
         if start_b is not None:
             cache = self.reset_rows(cache, start_b)
         cursor = Cursor(cache["position"], cache["length"])
@@ -164,6 +169,38 @@ class Decoding:
             )
             for i, block in enumerate(self.blocks)
         }
+
+
+def require_like(
+    given: Any, make: Callable[[int], Any], rows: int, noun: str, *, room: bool = False
+) -> None:
+    """Refuses a carry or cache that this model did not make for so many rows.
+
+    Args:
+      given: the carry or cache.
+      make: makes a new one of so many rows.
+      rows: b, those of the tokens.
+      noun: what it is called.
+      room: whether keys and values may have any number of tokens, [b, n, s, k].
+
+    Raises:
+      UsageError: names the first array that differs, what it is and what it should be.
+    """
+    wanted = jax.eval_shape(lambda: make(rows))
+    found, known = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (given, wanted))
+    advice = f"start from init_{noun}({rows}) or from what the model returned"
+    if found.keys() != known.keys():
+        path = jax.tree_util.keystr(min(found.keys() ^ known.keys(), key=str))
+        raise UsageError(f"the {noun} is of another model: {path} is in one alone; {advice}")
+    for path, array in found.items():
+        shape, like = tuple(array.shape), known[path].shape
+        if room and len(shape) == 4 and len(like) == 4 and shape[2] != like[2]:
+            like = (*like[:2], shape[2], like[3])
+        if shape != like or array.dtype != known[path].dtype:
+            raise UsageError(
+                f"the {noun} holds {jax.tree_util.keystr(path)} as {array.dtype}{list(shape)}, but "
+                f"{rows} rows of tokens need {known[path].dtype}{list(like)}; {advice}"
+            )
 
 
 def take_token(x_btd: jax.Array, index_b: jax.Array) -> jax.Array:

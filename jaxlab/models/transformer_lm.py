@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.core import UsageError, View, constrain, from_dict, named, platform
-from jaxlab.models.decoding import Decoding
+from jaxlab.models.decoding import Decoding, require_like
 from jaxlab.models.registry import register, tokens
 from jaxlab.nn import (
     GATES,
@@ -214,6 +214,10 @@ class TransformerLM(Decoding, nnx.Module):
 
         Returns:
           float32 logits [b, t, v] and the carry.
+
+        Raises:
+          UsageError: a carry of another number of rows, model or dtype; tokens that are not whole
+            windows, or more than there are learned positions.
         """
         x_btd, after = self.read(tokens_bt, carry, start_bt, key=key)
         x_btd = self.final_norm(x_btd)
@@ -237,7 +241,10 @@ class TransformerLM(Decoding, nnx.Module):
         The carry of a model without a window holds all keys and values, to fill a cache with.
         """
         b, t = tokens_bt.shape
-        carry = self.init_carry(b) if carry is None else carry
+        if carry is None:
+            carry = self.init_carry(b)
+        else:
+            require_like(carry, self.init_carry, b, "carry")
         start_bt = jnp.zeros((b, t), bool) if start_bt is None else start_bt
         x_btd = self.embed(tokens_bt)
         if self.config.state_readers:

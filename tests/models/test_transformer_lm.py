@@ -187,6 +187,25 @@ def test_sizes_that_cannot_be_are_refused_in_one_line(kwargs, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_carry_or_cache_that_does_not_fit_is_refused_in_one_line(tiny):
+    model, other = tiny.model("recurrent"), tiny.model("sliding")
+    tokens = tiny.tokens[:, :4]
+    cases = [
+        (model.init_carry(3), r"float32\[3, 4, 2, 8\], but 4 rows of tokens need float32\[4, 4,"),
+        (other.init_carry(4), r"another model: .*'state'\] is in one alone"),
+        (
+            jax.tree.map(lambda x: x.astype("bfloat16") if x.ndim > 1 else x, model.init_carry(4)),
+            r"as bfloat16\[4, 4, 2, 8\], but 4 rows of tokens need float32",
+        ),
+    ]
+    for carry, message in cases:
+        with pytest.raises(UsageError, match=message) as error:
+            model(tokens, carry)
+        assert "\n" not in str(error.value) and "init_carry(4)" in str(error.value)
+    with pytest.raises(UsageError, match="the cache holds .*start from init_cache"):
+        model.step(tokens[:, 0], model.init_cache(2))
+
+
 def test_more_tokens_than_learned_positions_are_refused(tiny):
     model = tiny.model("learned")
     with pytest.raises(UsageError, match="29 tokens exceed max_length=28"):
