@@ -52,16 +52,19 @@ class RecallConfig:
     Attributes:
       task: the sequences; a block is one window of the models.
       model: the block-recurrent model; the windowed one has `baseline_layers` more, as on text.
-      train: for both.
+      train: for both; every sequence is read at once, from its start.
+      num_seeds: trainings of each model, with `train.seed` and the numbers after it.
       eval_sequences: fresh sequences of the evaluation.
-      eval_blocks: their length; beyond `task.num_blocks` the models meet lengths they never saw.
+      eval_blocks: their length, a multiple of `task.num_blocks`: they are read in segments of
+        that many blocks, each with the carry of the one before, which training never showed.
     """
 
     task: RecallTask = RecallTask()
     model: TransformerLMConfig = TransformerLMConfig()
     train: TrainConfig = TrainConfig()
+    num_seeds: int = 1
     eval_sequences: int = 512
-    eval_blocks: int = 12
+    eval_blocks: int = 24
 
     def __post_init__(self):
         if self.task.block != self.model.window:
@@ -74,10 +77,15 @@ class RecallConfig:
                 f"recall.model.vocab_size={self.model.vocab_size} is below the "
                 f"{self.task.vocab_size} ids of the task; set it to that"
             )
-        if self.eval_blocks < self.task.num_blocks or self.eval_sequences < 1:
+        if self.eval_blocks < 1 or self.eval_blocks % self.task.num_blocks:
             raise UsageError(
-                f"recall.eval_blocks={self.eval_blocks} and eval_sequences={self.eval_sequences}; "
-                f"expected at least {self.task.num_blocks} and 1"
+                f"recall.eval_blocks={self.eval_blocks}; expected a multiple of "
+                f"recall.task.num_blocks={self.task.num_blocks}"
+            )
+        if min(self.eval_sequences, self.num_seeds) < 1:
+            raise UsageError(
+                f"recall.eval_sequences={self.eval_sequences} and num_seeds={self.num_seeds}; "
+                "expected 1 or more"
             )
 
 
@@ -198,12 +206,15 @@ def tiny() -> Config:
 
 def recall() -> RecallConfig:
     """One pair to remember over six blocks: solved in about 300 steps, a minute of one core."""
+    # The LSTM gate: with the fixed one, which keeps about half of the state a block, the same model
+    # answers 0.95 right in block 10 and 0.13 in block 23, as it never had to keep one for so long.
     return RecallConfig(
         task=RecallTask(block=16, num_blocks=6),
         model=TransformerLMConfig(
             vocab_size=41, width=64, depth=2, num_heads=2, mlp_dim=256, window=16,
-            include_self=True, recurrent_layers=(-1,), num_states=8, head_scale=8.0,
+            include_self=True, recurrent_layers=(-1,), num_states=8, head_scale=8.0, gate="lstm",
         ),
+        num_seeds=3,
         train=TrainConfig(
             steps=500, batch_size=16, log_every=25, save_every=250,
             optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
@@ -251,7 +262,7 @@ def smoke() -> Config:
             train=dataclasses.replace(
                 base.recall.train, steps=4, batch_size=2, log_every=2, save_every=4
             ),
-            eval_sequences=8,
+            num_seeds=1, eval_sequences=8, eval_blocks=12,
         ),
         sample=dataclasses.replace(base.sample, num_tokens=8),
     )

@@ -66,10 +66,10 @@ class RecallTask:
         return self.num_values + self.num_keys + self.num_fillers + 1
 
     def stream(
-        self, batch_size: int, seed: int = 0, rows: Sequence[int] | None = None
+        self, batch_size: int, seed: int = 0, rows: Sequence[int] | None = None, segments: int = 1
     ) -> RecallStream:
         """Returns an infinite stream of fresh sequences; see `RecallStream`."""
-        return RecallStream(self, batch_size, seed, rows)
+        return RecallStream(self, batch_size, seed, rows, segments)
 
     def batch(
         self, seed: int, index: int, batch_size: int, num_blocks: int | None = None
@@ -142,26 +142,39 @@ class RecallTask:
 class RecallStream:
     """Infinite iterator of `RecallTask.batch`, with a position that can be saved and restored.
 
-    Batch number i depends only on the task, `seed`, i and the global `batch_size`; a host gets the
-    `rows` it asks for, by default all.
+    With several `segments` a sequence is that many times as long and comes in as many batches,
+    each of `task.num_blocks` blocks: row b continues row b of the one before, with a carry.
+
+    Batch number i depends only on the task, `seed`, i, `segments` and the global `batch_size`; a
+    host gets the `rows` it asks for, by default all.
     """
 
     def __init__(
-        self, task: RecallTask, batch_size: int, seed: int, rows: Sequence[int] | None = None
+        self, task: RecallTask, batch_size: int, seed: int, rows: Sequence[int] | None = None,
+        segments: int = 1,
     ):
-        self.task, self.batch_size = task, batch_size
+        require_positive(segments=segments)
+        self.task, self.batch_size, self.segments = task, batch_size, segments
         self.rows = checked_rows(batch_size, task.num_blocks * task.block, task.block, rows)
         require_not_negative(seed=seed)
         self._seed, self._next = seed, 0
-        self._identity = {**dataclasses.asdict(task), "batch_size": batch_size, "seed": seed}
+        self._identity = {
+            **dataclasses.asdict(task), "batch_size": batch_size, "seed": seed,
+            "segments": segments,
+        }
 
     def __iter__(self) -> Iterator[HostBatch]:
         return self
 
     def __next__(self) -> HostBatch:
-        batch = self.task.batch(self._seed, self._next, self.batch_size)
+        sequence, segment = divmod(self._next, self.segments)
+        batch = self.task.batch(
+            self._seed, sequence, self.batch_size, self.segments * self.task.num_blocks
+        )
         self._next += 1
-        return {name: array[list(self.rows)] for name, array in batch.items()}
+        length = self.task.num_blocks * self.task.block
+        here = slice(segment * length, (segment + 1) * length)
+        return {name: array[list(self.rows), here] for name, array in batch.items()}
 
     def state(self) -> State:
         """Returns the number of the next batch and what identifies the stream, as plain JSON."""

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Background:
-    """One thread for idle time, which does one thing after the other.
+NICE = 10
+"""The nice value of the thread: about a tenth of a core where steps or other programs want it all.
 
-    On Linux the policy `SCHED_IDLE` belongs to a thread, and the threads that it starts have it
-    too: what a library does on threads of its own, called from here, takes no core from the steps
-    either, and to the system a core that runs them alone is free. Elsewhere the thread is an
-    ordinary one.
+With a higher one, or `SCHED_IDLE`, steps are hardly shorter, and on a busy machine a save gets so
+little of a core that the run waits minutes for it.
+"""
+
+
+class Background:
+    """One thread of low priority, which does one thing after the other.
+
+    On Linux a priority belongs to a thread, and the threads that it starts have it too: what a
+    library does on threads of its own, called from here, gives way to the steps as well. Elsewhere
+    the thread is an ordinary one.
     """
 
     def __init__(self, name: str):
@@ -44,4 +52,4 @@ class Background:
 
 def _step_back() -> None:
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -72,13 +72,16 @@ def test_a_run_ends_well_and_leaves_the_files_of_the_contract(done):
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file()}
     assert {"config.json", "metrics.jsonl", "results.json", "report.html", "sample.txt"} <= files
     assert {f"figures/{name}.png" for name in (
-        "training", "by_position", "gain", "bits_per_byte", "recall"
+        "training", "by_position", "gain", "bits_per_byte", "recall", "state_0_gate",
+        "state_0_entropy", "state_0_size",
     )} <= files
     for folder in ("", "slide", "recall", "recall_slide"):
         assert (workdir / folder / "checkpoints" / "4").is_dir()
         rows = read_metrics(workdir / folder / "metrics.jsonl")
-        assert [row["step"] for row in rows] == [2, 4]
-        assert all(np.isfinite(row["train/loss"]) for row in rows)
+        trained = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+        assert list(trained) == [2, 4] and np.isfinite(list(trained.values())).all()
+        watched = [row["step"] for row in rows if "state_0/kept" in row]
+        assert watched == ([2, 4] if folder == "" else [])
 
 
 def test_results_have_the_schema_and_each_number_its_command(done, monkeypatch):
@@ -86,7 +89,7 @@ def test_results_have_the_schema_and_each_number_its_command(done, monkeypatch):
     found = json.loads((workdir / "results.json").read_text())
     assert list(found) == ["experiment", "variant", "paper", "claims", "numbers", "environment"]
     assert (found["experiment"], found["variant"]) == ("block_recurrent", "smoke")
-    assert "2203.07852" in found["paper"] and len(found["claims"]) == 6
+    assert "2203.07852" in found["paper"] and len(found["claims"]) == 9
     assert all(list(c) == ["claim", "expected", "measured", "holds"] for c in found["claims"])
     leaves = [leaf for group in found["numbers"].values() for leaf in group.values()]
     assert leaves and all(list(leaf) == ["value", "command"] for leaf in leaves)
