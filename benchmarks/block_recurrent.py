@@ -152,15 +152,20 @@ def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dic
 
 def build(preset: dict, depth: int, recurrent: tuple[int, ...]):
     """A training step without an optimiser, and its useful FLOPs."""
+    b, t = preset["batch"], preset["length"]
+    run = training_step(new_model(preset, depth, recurrent), b, t)
+    return run, useful_flops(preset, depth, len(recurrent)) * b * t
+
+
+def training_step(model, b: int, t: int) -> Callable[[], None]:
+    """Forward and backward of segments [b, t], the carry going on from call to call."""
     import jax
     import jax.numpy as jnp
 
     from jaxlab.core import View
     from jaxlab.objectives import next_token
 
-    model = new_model(preset, depth, recurrent)
     view = View.of(model)
-    b, t = preset["batch"], preset["length"]
     tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
     batch = {
         "inputs": tokens[:, :-1],
@@ -184,7 +189,7 @@ def build(preset: dict, depth: int, recurrent: tuple[int, ...]):
         value, held["carry"], grads = step(view.params, held["carry"], batch)
         jax.block_until_ready((value, held["carry"], grads))
 
-    return run, useful_flops(preset, depth, len(recurrent)) * b * t
+    return run
 
 
 def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):

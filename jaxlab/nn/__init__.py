@@ -15,6 +15,7 @@ from jaxlab.nn.position import T5Bias as T5Bias
 from jaxlab.nn.recurrent_attention import BlockRecurrentAttention as BlockRecurrentAttention
 from jaxlab.nn.recurrent_attention import StateReadingAttention as StateReadingAttention
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell as BlockRecurrentCell
+from jaxlab.nn.rnn_cell import BlockRecurrentRNNCell as BlockRecurrentRNNCell
 from jaxlab.nn.segment import Segment as Segment
 from jaxlab.nn.state_update import GATES as GATES
 from jaxlab.nn.state_update import UPDATES as UPDATES

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-
 NICE = 10
 """The nice value of the thread: about a tenth of a core where steps or other programs want it all.
 
