@@ -191,11 +191,12 @@ class Command:
         if found.help:
             print(self._help(found))
             return
-        _require_dry_run(found)
+        alone = "dry_run" if found.dry_run else "sample" if self._samples(found) else None
+        _require_fitting(found, alone)
         if found.devices is not None:
             use_virtual_devices(found.devices)
         reuse_memory()
-        if not found.dry_run and not (self._sample is not None and found.sample is not None):
+        if alone is None:
             connect(
                 found.coordinator, found.num_processes, found.process_id,
                 host_timeout=found.host_timeout,
@@ -204,7 +205,7 @@ class Command:
             self._act(found, assignments)
 
     def _act(self, found: flags.FlagValues, assignments: dict[str, str]) -> None:
-        if self._sample is not None and found.sample is not None:
+        if self._samples(found):
             values = {name: _sample_value(getattr(found, name)) for name in self._sample_flags}
             self._sample(Record.open(self._workdir(found)), found.sample, **values)
             return
@@ -217,6 +218,9 @@ class Command:
             config=to_dict(config), ignore=self._ignore,
         )
         self._run(config, record)
+
+    def _samples(self, found: flags.FlagValues) -> bool:
+        return self._sample is not None and found.sample is not None
 
     def _flags(self) -> flags.FlagValues:
         found = flags.FlagValues()
@@ -288,10 +292,14 @@ def _sample_value(value: int | float | list[str]) -> SampleFlag:
     return tuple(re.sub(r"\\([nt\\])", lambda m: stand_for[m[1]], text) for text in value)
 
 
-def _require_dry_run(found: flags.FlagValues) -> None:
+def _require_fitting(found: flags.FlagValues, alone: str | None) -> None:
+    """Refuses flags that would have no effect; `alone` is what runs in one process, if it does."""
     for name in () if found.dry_run else ("topology", "hardware", "price"):
         if getattr(found, name) is not None:
             raise UsageError(f"--{name} is for planning; add --dry_run, or leave it off")
+    for name in ("coordinator", "num_processes", "process_id") if alone else ():
+        if getattr(found, name) is not None:
+            raise UsageError(f"--{name} is for training; --{alone} runs in one process: leave it off")
 
 
 def _pod(found: flags.FlagValues) -> Pod | None:

@@ -126,7 +126,7 @@ class Skips:
                 stored = json.loads(path.read_text())
                 after = [(int(step), int(count)) for step, count in stored["after"].items()]
                 return after, [str(line) for line in stored["reasons"]]
-            except (AttributeError, KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 raise UsageError(
                     f"{os.fspath(path)!r} does not say which batches to pass over; put it back, or "
                     "remove it to read all data again"

@@ -203,6 +203,10 @@ def test_a_damaged_list_of_skips_is_one_line(toy, tmp_path):
         (folder / recovery.FILE).write_text(text)
         with pytest.raises(UsageError, match=r"skips.json' does not say which batches"):
             start(toy, tmp_path, toy.Numbers())
+    (folder / recovery.FILE).unlink()
+    (folder / recovery.FILE).mkdir()  # cannot be read at all
+    with pytest.raises(UsageError, match=r"skips.json' does not say which batches"):
+        start(toy, tmp_path, toy.Numbers())
 
 
 def test_data_that_end_while_batches_are_passed_over_are_an_error(tmp_path):
