@@ -4,10 +4,10 @@
 
 Prints one JSON object: `over_slide_13l`, the CPU time of a step of each row over that of the
 13-layer sliding-window model in the same run, and `paper`, that column of arXiv 2203.07852, table
-1, where it is known to us. Rows keep their 12 or 13 layers, and their windows the paper's proportions, at the
-width of a preset of `benchmarks.block_recurrent`; every row reads as many tokens a step. One core,
-float32, forward and backward without dropout and optimiser; rows take turns, and the best step of
-each counts.
+1, where it is known to us. Rows keep their 12 or 13 layers, and their windows the paper's
+proportions, at the width of a preset of `benchmarks.block_recurrent`; every row reads as many
+tokens a step. One core, float32, forward and backward without dropout and optimiser; rows take
+turns, and the best step of each counts.
 """
 
 from __future__ import annotations

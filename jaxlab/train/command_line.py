@@ -299,7 +299,9 @@ def _require_fitting(found: flags.FlagValues, alone: str | None) -> None:
             raise UsageError(f"--{name} is for planning; add --dry_run, or leave it off")
     for name in ("coordinator", "num_processes", "process_id") if alone else ():
         if getattr(found, name) is not None:
-            raise UsageError(f"--{name} is for training; --{alone} runs in one process: leave it off")
+            raise UsageError(
+                f"--{name} is for training; --{alone} runs in one process: leave it off"
+            )
 
 
 def _pod(found: flags.FlagValues) -> Pod | None:
