@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from jaxlab.core import MeshConfig, UsageError
 from jaxlab.data import RecallTask, Source, Tokenizer, open_source, open_tokenizer, split
@@ -316,10 +317,15 @@ def table(row: str, size: str) -> Config:
     )
 
 
+def named_row(row: str, size: str) -> Callable[[], Config]:
+    """`table(row, size)` as a variant with words of its own."""
+    make = functools.partial(table, row, size)
+    make.__doc__ = f"Row {row} of the paper's table 1 at {size}, alone, for a pod of 32 chips."
+    return make
+
+
 VARIANTS = {"smoke": smoke, "tiny": tiny, "demo": demo, "compare": compare, "paper": paper}
 # The rows of the table by name, at the paper's 150 million parameters and at its other sizes.
-VARIANTS |= {row: functools.partial(table, row, "150m") for row in ROWS}
-VARIANTS |= {
-    f"{row}_{size}": functools.partial(table, row, size) for row in ROWS for size in SIZES
-}
+VARIANTS |= {row: named_row(row, "150m") for row in ROWS}
+VARIANTS |= {f"{row}_{size}": named_row(row, size) for row in ROWS for size in SIZES}
 DEFAULT = "tiny"

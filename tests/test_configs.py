@@ -12,7 +12,7 @@ from flax import nnx
 
 from configs import block_recurrent
 from jaxlab.core import UsageError, View, from_dict, override, to_dict
-from jaxlab.models import TransformerLM
+from jaxlab.models import ROWS, TransformerLM, block_recurrent_config
 from jaxlab.train import build_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -42,7 +42,10 @@ def test_a_file_has_the_variants_of_the_contract(name: str):
     assert module.DEFAULT in module.VARIANTS
 
 
-@pytest.mark.parametrize("variant", block_recurrent.VARIANTS)
+PAIRS = [v for v, make in block_recurrent.VARIANTS.items() if make().baseline_layers is not None]
+
+
+@pytest.mark.parametrize("variant", PAIRS)
 def test_block_recurrent_models_have_shapes_and_like_cost(variant: str):
     config = block_recurrent.VARIANTS[variant]()
     assert config.tokenizer().vocab_size <= config.model.vocab_size
@@ -52,6 +55,21 @@ def test_block_recurrent_models_have_shapes_and_like_cost(variant: str):
         ours, theirs = shapes(model).num_params, shapes(slide).num_params
         # The state vectors and their names are no matrices that tokens are multiplied by.
         assert 0.8 < (ours - 2 * model.num_states * model.width) / theirs < 1.05
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_the_table_has_its_model_batch_and_data(row: str):
+    config = block_recurrent.VARIANTS[row]()
+    paper = block_recurrent.paper()
+    assert config.model == block_recurrent_config(row, "150m", vocab_size=260)
+    assert config.data.segment_length * config.train.batch_size == 131_072
+    assert (config.data.segment_length == config.model.window) == row.startswith("xl_")
+    assert dataclasses.replace(
+        config.train, batch_size=paper.train.batch_size
+    ) == paper.train and config.data.source == paper.data.source
+    large = block_recurrent.VARIANTS[f"{row}_1200m"]()
+    assert (large.model.width, large.model.num_heads, large.model.mlp_dim) == (2048, 32, 16384)
+    assert block_recurrent.VARIANTS[f"{row}_150m"]() == config
 
 
 def test_the_paper_variant_has_the_parameters_of_the_paper():
@@ -73,7 +91,10 @@ def test_the_paper_variant_has_the_parameters_of_the_paper():
         ({"baseline_layers": "-1"}, "baseline_layers=-1; expected 0 or more"),
         ({"recall.task.block": "8"}, "recall.task.block=8 differs from recall.model.window=16"),
         ({"recall.model.vocab_size": "40"}, "recall.model.vocab_size=40 is below the 41 ids"),
-        ({"recall.eval_blocks": "3"}, "recall.eval_blocks=3 and eval_sequences=512; expected at"),
+        ({"recall.eval_blocks": "3"}, "recall.eval_blocks=3; expected a multiple of recall.task"),
+        ({"recall.num_seeds": "0"}, "eval_sequences=512 and num_seeds=0; expected 1 or more"),
+        ({"num_seeds": "0"}, "num_seeds=0; expected 1 or more"),
+        ({"baseline_layers": "none"}, "baseline_layers=None trains model alone; set include_xl="),
         ({"data.segmentlength": "1"}, "did you mean 'segment_length'?"),
     ],
 )
