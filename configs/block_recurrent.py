@@ -259,7 +259,7 @@ def smoke() -> Config:
         include_recall=True,
         recall=dataclasses.replace(
             base.recall,
-            model=dataclasses.replace(base.recall.model, width=16, depth=1, mlp_dim=32),
+            model=dataclasses.replace(base.recall.model, width=16, depth=1, mlp_dim=128),
             train=dataclasses.replace(
                 base.recall.train, steps=4, batch_size=2, log_every=2, save_every=4
             ),
