@@ -12,8 +12,8 @@ the same order, measures both on held-out documents (in all, by position in the 
 the state taken away at every segment), and trains both kinds on a task that asks for what stood
 outside the window.
 
-`tiny` takes about 20 minutes on two cores. To expect: both recall claims hold; on text the sliding
-window stays ahead by about 0.02 bits per byte after so few steps (docs/block_recurrent.md).
+`tiny` takes about 20 minutes on two cores. To expect: the recall claims hold; on text the sliding
+window stays ahead by about 0.02 bits per byte after so few steps (docs/block_recurrent_results.md).
 """
 
 from __future__ import annotations
