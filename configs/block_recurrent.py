@@ -217,7 +217,7 @@ def recall() -> RecallConfig:
         ),
         num_seeds=3,
         train=TrainConfig(
-            steps=500, batch_size=16, log_every=25, save_every=250,
+            steps=800, batch_size=16, log_every=25, save_every=400,
             optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
         ),
     )

@@ -191,12 +191,11 @@ class Command:
         if found.help:
             print(self._help(found))
             return
-        alone = "dry_run" if found.dry_run else "sample" if self._samples(found) else None
-        _require_fitting(found, alone)
+        _require_fitting(found, samples=self._samples(found))
         if found.devices is not None:
             use_virtual_devices(found.devices)
         reuse_memory()
-        if alone is None:
+        if not found.dry_run and not self._samples(found):
             connect(
                 found.coordinator, found.num_processes, found.process_id,
                 host_timeout=found.host_timeout,
@@ -292,15 +291,15 @@ def _sample_value(value: int | float | list[str]) -> SampleFlag:
     return tuple(re.sub(r"\\([nt\\])", lambda m: stand_for[m[1]], text) for text in value)
 
 
-def _require_fitting(found: flags.FlagValues, alone: str | None) -> None:
-    """Refuses flags that would have no effect; `alone` is what runs in one process, if it does."""
+def _require_fitting(found: flags.FlagValues, *, samples: bool) -> None:
+    """Refuses flags without an effect; those of several hosts may stand in a command to plan."""
     for name in () if found.dry_run else ("topology", "hardware", "price"):
         if getattr(found, name) is not None:
             raise UsageError(f"--{name} is for planning; add --dry_run, or leave it off")
-    for name in ("coordinator", "num_processes", "process_id") if alone else ():
+    for name in ("coordinator", "num_processes", "process_id") if samples else ():
         if getattr(found, name) is not None:
             raise UsageError(
-                f"--{name} is for training; --{alone} runs in one process: leave it off"
+                f"--{name} is for training; --sample runs in one process: leave it off"
             )
 
 

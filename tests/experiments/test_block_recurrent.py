@@ -123,17 +123,19 @@ def test_numbers_agree_with_one_another(done):
     workdir, process = done
     numbers = train.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
     bits, positions = numbers["bits per byte"], numbers["bits per token by position"]
-    assert bits.keys() == {study.RECURRENT, study.WINDOWED, study.RESET, study.XZ}
+    models = {study.RECURRENT, study.WINDOWED, study.RESET, study.OTHER}
+    assert bits.keys() == models | {study.XZ}
     assert positions["from"] == [0, 16, 32, 64, 128]
     # Four documents, each cut off after 256 bytes: every bin has all its tokens.
     widths = np.diff([*positions["from"], 256])
-    for name in (study.RECURRENT, study.WINDOWED, study.RESET):
+    for name in models:
         mean = np.average(positions[name], weights=widths)
         assert mean == pytest.approx(bits[name], rel=1e-5)
     # A segment is 64 tokens: until its end nothing is reset.
-    for i in range(3):
-        assert positions[study.RESET][i] == pytest.approx(positions[study.RECURRENT][i])
-    assert positions[study.RESET][3] != positions[study.RECURRENT][3]
+    for control in (study.RESET, study.OTHER):
+        for i in range(3):
+            assert positions[control][i] == pytest.approx(positions[study.RECURRENT][i])
+        assert positions[control][3] != positions[study.RECURRENT][3]
     assert numbers["held-out"] == {"documents": 4, "bytes": 1024}
     assert f"{bits[study.RECURRENT]:.3f}" in process.stdout and study.XZ in process.stdout
 
@@ -219,6 +221,12 @@ def test_a_dry_run_describes_both_models_and_makes_no_workdir(call, tmp_path):
     assert "train.batch_size = 8" in lines and f"{study.WINDOWED}:" in lines
     assert "  steps: 4, 2,048 tokens" in lines
     assert sum(line.startswith("  parameters: ") for line in lines) == 2
+
+
+def test_a_sample_with_flags_of_several_hosts_is_refused(call, done):
+    code, out, err = call(f"--workdir={done[0]}", "--sample=a", "--coordinator=h:1")
+    assert code == 2 and not out
+    assert "--coordinator is for training; --sample runs in one process: leave it off" in err
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,6 @@ def test_the_default_variant_is_taken(config):
         (["--devices=0", "--config={config}"], "flag --devices got 0; it takes 1 or more"),
         (["--workdir"], "workdir"),
         (["--topology=v4:2x2x1", "--config={config}"], "--topology is for planning; add --dry_run"),
-        (
-            ["--coordinator=h:1", "--dry_run", "--config={config}"],
-            "--coordinator is for training; --dry_run runs in one process: leave it off",
-        ),
         (["--workdir=w"], "--config is missing; give --config=configs/toy.py:VARIANT"),
         (["--config={config}"], "--workdir is missing; give a folder for the run"),
         (["--config=configs/nothing.py"], "there is no file 'configs/nothing.py'"),
