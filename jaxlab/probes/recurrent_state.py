@@ -21,8 +21,8 @@ def state_statistics(
 ) -> dict[str, Statistics]:
     """Statistics of every recurrent layer of a stack while it reads one segment.
 
-    Works under jit; as a hook of a training, in one line:
-    `Evaluate(lambda state: flat(state_statistics(view, state.params, *segment)), every, writer)`.
+    Works under jit. In a training, `run_training(watch=lambda state: ...)` writes what a function of
+    the state gives every `watch_every` steps.
 
     Args:
       view: of a stack called as `(tokens_bt, carry, start_bt)` whose carry is laid out as that of
@@ -42,6 +42,16 @@ def state_statistics(
 
     Raises:
       UsageError: a model without a recurrent layer.
+
+    >>> from jaxlab.models import TransformerLM, TransformerLMConfig
+    >>> config = TransformerLMConfig(
+    ...     width=32, depth=2, num_heads=2, window=8, recurrent_layers=(-1,), num_states=4)
+    >>> model = TransformerLM(config, rngs=nnx.Rngs(0))
+    >>> tokens, start = jnp.zeros((1, 16), jnp.int32), jnp.zeros((1, 16), bool)
+    >>> view = View.of(model)
+    >>> found = state_statistics(view, view.params, tokens, model.init_carry(1), start)
+    >>> round(float(found["blocks/1/attention"]["kept"]), 1)    # a fixed gate starts half open
+    0.5
     """
     model = view.model(params)
     layers = {
