@@ -21,8 +21,8 @@ def state_statistics(
 ) -> dict[str, Statistics]:
     """Statistics of every recurrent layer of a stack while it reads one segment.
 
-    Works under jit. In a training, `run_training(watch=lambda state: ...)` writes what a function of
-    the state gives every `watch_every` steps.
+    Works under jit. In a training, `run_training(watch=lambda state: ...)` writes what a function
+    of the state gives every `watch_every` steps.
 
     Args:
       view: of a stack called as `(tokens_bt, carry, start_bt)` whose carry is laid out as that of
