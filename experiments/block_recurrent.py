@@ -184,10 +184,23 @@ def fit_text(
         source, tokenizer, batch_size=settings.batch_size, segment_length=length,
         align=model.window, rows=host_rows(settings.batch_size, mesh), seed=settings.seed,
     )
-    batch = place_rows(
-        {key: next(iter(walk))[key] for key in ("inputs", "start")}, batch_sharding(mesh)
+    # Layers inside a scan over blocks, as those that readers ask for, are not seen from outside.
+    watched = settings.watch_every and model.recurrent_layers and not model.state_readers
+    return fit(
+        part(record, folder, model, settings, segment_length=length),
+        f"{name}, seed {settings.seed}" if folder.startswith("seed") else name,
+        model, settings, stream, settings.batch_size * length,
+        measure=lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
+        watch=state_watch(model, settings, walk, mesh) if watched else None,
     )
 
+
+def state_watch(
+    model: TransformerLMConfig, settings: train.TrainConfig, walk: data.Walk, mesh: Any
+) -> Callable[[Params], Mapping[str, Any]]:
+    """What the state of a model does while it reads the first held-out segments, by metric."""
+    first = next(iter(walk))
+    batch = place_rows({key: first[key] for key in ("inputs", "start")}, batch_sharding(mesh))
     _, view, init_carry = planned(model)
 
     @jax.jit
@@ -200,13 +213,7 @@ def fit_text(
             for metric, value in values.items()
         }
 
-    return fit(
-        part(record, folder, model, settings, segment_length=length),
-        f"{name}, seed {settings.seed}" if folder.startswith("seed") else name,
-        model, settings, stream, settings.batch_size * length,
-        measure=lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
-        watch=None if not model.recurrent_layers or model.state_readers else statistics,
-    )
+    return statistics
 
 
 def text_claims(
@@ -610,10 +617,11 @@ def summary(record: Record, numbers: Mapping[str, Any]) -> str:
         else "Does one layer with a recurrent state help a sliding-window language model beyond "
         f"its window of {window} tokens, for the cost of {layers} more of its ordinary layers?"
     )
+    but_xl = " (a Transformer-XL in more, shorter rows)" * config["include_xl"]
     return (
         f"{question}\n\nEach model was trained on the same text ({config['data']['source']}) for "
         f"{config['train']['steps']:,} steps, with {seeds} seed{'s' * (seeds > 1)}, those of one "
-        f"seed in the same order, and read {held_out['documents']:,} held-out documents "
+        f"seed in the same order{but_xl}, and read {held_out['documents']:,} held-out documents "
         f"({held_out['bytes']:,} bytes), each from its start."
     )
 

@@ -57,6 +57,11 @@ def test_block_recurrent_models_have_shapes_and_like_cost(variant: str):
         assert 0.8 < (ours - 2 * model.num_states * model.width) / theirs < 1.05
 
 
+def test_the_windowed_model_has_neither_a_state_nor_readers_of_one():
+    config = override(block_recurrent.tiny(), {"model.state_readers": "(0,)"})
+    assert set(block_recurrent.windowed(config.model, 1).slots()) == {"attention"}
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_of_the_table_has_its_model_batch_and_data(row: str):
     config = block_recurrent.VARIANTS[row]()
