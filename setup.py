@@ -24,6 +24,8 @@ RUNTIME = [
     "optax>=0.2.8",
     # Version 1 replaces the checkpoint manager that the training loop uses.
     "orbax-checkpoint>=0.12.8,<1",
+    "pillow>=11",
+    "scikit-learn>=1.5",
     "scipy>=1.13",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.4",

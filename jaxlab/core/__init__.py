@@ -52,5 +52,7 @@ from jaxlab.core.paths import natural_key as natural_key
 from jaxlab.core.paths import natural_sort as natural_sort
 from jaxlab.core.paths import select as select
 from jaxlab.core.paths import unflatten as unflatten
+from jaxlab.core.predictions import Predictions as Predictions
+from jaxlab.core.predictions import require_labels as require_labels
 from jaxlab.core.view import Params as Params
 from jaxlab.core.view import View as View

@@ -133,6 +133,28 @@ class View:
         _check(params, self._param_keys, "parameter")
         return dataclasses.replace(self, params=natural_sort(params))
 
+    def training(self) -> View:
+        """The same view with the model in training mode, as by `nnx.Module.train()`.
+
+        Dropout drops, and batch normalisation takes the statistics of its batch; the training step
+        does this by itself.
+        """
+        return self._in_mode(train=True)
+
+    def evaluating(self) -> View:
+        """The same view with the model in evaluation mode, as by `nnx.Module.eval()`.
+
+        Nothing is dropped, and batch normalisation takes its running statistics, so that each row
+        of a batch is as if it were alone; every evaluation does this by itself.
+        """
+        return self._in_mode(train=False)
+
+    def _in_mode(self, *, train: bool) -> View:
+        model = self.model()
+        (model.train if train else model.eval)()
+        graph, _, _ = nnx.split(model, nnx.Param, ...)
+        return self if graph == self._graph else dataclasses.replace(self, _graph=graph)
+
     def bind(self, params: Params) -> Callable[..., Any]:
         """`apply` with the parameters filled in: what an objective takes as its model."""
         return functools.partial(self.apply, params)

@@ -32,6 +32,7 @@ from jaxlab.data.tfds_text import TfdsText as TfdsText
 from jaxlab.data.tokenizers import Bytes as Bytes
 from jaxlab.data.tokenizers import Tokenizer as Tokenizer
 from jaxlab.data.tokenizers import open_tokenizer as open_tokenizer
+from jaxlab.data.unit_images import unit_images as unit_images
 from jaxlab.data.walk import Walk as Walk
 from jaxlab.data.walk import walk as walk
 
@@ -41,5 +42,5 @@ __all__ = [
     "StandardLibrary", "State", "Stream", "Subset", "TexArticles", "TextFiles", "TfdsText",
     "Tokenizer", "Walk", "check_utf8", "count_words", "decode_pieces", "document_order",
     "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
-    "split", "walk",
+    "split", "unit_images", "walk",
 ]

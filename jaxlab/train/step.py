@@ -55,7 +55,7 @@ class Step:
                 f"reduce_once takes models whose state is their parameters, got "
                 f"{next(iter(view.state))!r}; leave it off: such values are those of all rows"
             )
-        self._view, self._objective, self._optimizer = view, objective, optimizer
+        self._view, self._objective, self._optimizer = view.training(), objective, optimizer
         self._mesh, self._rules, self._accumulate = mesh, rules, accumulate
         self._rows = batch_sharding(mesh, rules)
         # One copy of the model has nothing to reduce over `data`.
@@ -229,7 +229,7 @@ def make_step(
     accumulate: int = 1,
     reduce_once: bool = False,
 ) -> Step:
-    """Makes the training step of a model.
+    """Makes the training step of a model, which it puts in training mode (`View.training`).
 
     Args:
       view: the model; its arrays are not used, those of the state are.
@@ -269,6 +269,7 @@ def metric_names(
       batch: one batch, arrays or shapes.
       carry: the recurrent state, arrays or shapes.
     """
+    view = view.training()
 
     def measure(params: Params, state: dict[str, Any], batch: Batch, carry: Any) -> Loss:
         return objective(_Model(view, params, state), batch, carry, jax.random.key(0))
@@ -280,7 +281,7 @@ def metric_names(
 def make_eval(
     view: View, function: Callable[[Any, Batch, Any], Any], *, mesh: Mesh, rules: Rules = RULES
 ) -> Callable[..., Any]:
-    """Makes a jitted evaluation.
+    """Makes a jitted evaluation, of the model in evaluation mode (`View.evaluating`).
 
     Args:
       view: the model; its arrays are not used.
@@ -292,6 +293,7 @@ def make_eval(
     Returns:
       `evaluate(params, batch, carry=None, model_state={})`, what `function` returns.
     """
+    view = view.evaluating()
 
     @jax.jit
     def jitted(params: Params, batch: Batch, carry: Any, state: Mapping[str, Any]) -> Any:

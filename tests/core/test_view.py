@@ -331,3 +331,34 @@ def test_parameters_stack_into_an_ensemble():
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), view.params, View.of(linear(1)).params)
     out = jax.vmap(view.apply, in_axes=(0, None))(both, x)
     np.testing.assert_allclose(out, [view(x), View.of(linear(1))(x)], rtol=1e-6)
+
+
+class Normalised(nnx.Module):
+    """A net whose output depends on its mode."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(x))
+
+
+def test_modes_are_those_of_nnx_and_leave_the_view_as_it_was():
+    x = jnp.arange(12.0).reshape(4, 3)
+    view = View.of(Normalised(nnx.Rngs(0)))
+    out, state = view.evaluating().apply_with_state(view.params, view.state, x)
+    np.testing.assert_allclose(out, x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    assert all(jnp.array_equal(state[path], view.state[path]) for path in view.state)
+    out, state = view.evaluating().training().apply_with_state(view.params, view.state, x)
+    assert set(np.unique(out == 0)) == {True, False}
+    np.testing.assert_allclose(state["norm/mean"], 0.01 * x.mean(axis=0), rtol=1e-5)
+    assert jnp.any(view(x) == 0)
+
+
+def test_an_abstract_view_has_modes_too():
+    view = View.abstract(lambda: Normalised(nnx.Rngs(0)))
+    real = View.of(Normalised(nnx.Rngs(0)))
+    x = jnp.ones((2, 3))
+    out, _ = view.evaluating().apply_with_state(real.params, real.state, x)
+    np.testing.assert_allclose(out, x / np.sqrt(1 + 1e-5), rtol=1e-6)
