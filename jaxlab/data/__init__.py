@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from jaxlab.data.documents import DocumentStream as DocumentStream
-from jaxlab.data.documents import document_order as document_order
 from jaxlab.data.documents import join_states as join_states
 from jaxlab.data.encoding import InvalidUtf8 as InvalidUtf8
 from jaxlab.data.encoding import check_utf8 as check_utf8
 from jaxlab.data.encoding import find_invalid_utf8 as find_invalid_utf8
 from jaxlab.data.framing import HostBatch as HostBatch
 from jaxlab.data.framing import count_words as count_words
+from jaxlab.data.order import epoch_order as epoch_order
 from jaxlab.data.pieces import PieceDecoder as PieceDecoder
 from jaxlab.data.pieces import decode_pieces as decode_pieces
 from jaxlab.data.prefetch import Prefetch as Prefetch
@@ -40,7 +40,7 @@ __all__ = [
     "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "PieceDecoder",
     "Prefetch", "RecallStream", "RecallTask", "Repositories", "SentencePiece", "Source",
     "StandardLibrary", "State", "Stream", "Subset", "TexArticles", "TextFiles", "TfdsText",
-    "Tokenizer", "Walk", "check_utf8", "count_words", "decode_pieces", "document_order",
+    "Tokenizer", "Walk", "check_utf8", "count_words", "decode_pieces",     "epoch_order",
     "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
     "split", "unit_images", "walk",
 ]

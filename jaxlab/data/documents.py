@@ -7,7 +7,6 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from jaxlab.core import UsageError
 from jaxlab.data.framing import (
@@ -15,8 +14,10 @@ from jaxlab.data.framing import (
     FramedDocuments,
     HostBatch,
     checked_rows,
+    require_aligned,
     require_not_negative,
 )
+from jaxlab.data.order import epoch_order
 from jaxlab.data.sources import Source, source_fingerprint
 from jaxlab.data.state import State, require_same_stream
 from jaxlab.data.tokenizers import Tokenizer
@@ -74,13 +75,14 @@ class DocumentStream:
         align: int = 1, seed: int = 0, shuffle: bool = True, rows: Sequence[int] | None = None,
         cache_bytes: int = 1 << 27,
     ):
-        self.rows = checked_rows(batch_size, segment_length, align, rows)
+        self.rows = checked_rows(batch_size, rows)
+        require_aligned(segment_length, align)
         require_not_negative(seed=seed)
         self.batch_size, self.segment_length, self.align = batch_size, segment_length, align
         self._documents = FramedDocuments(source, tokenizer, align, cache_bytes)
         self._names = source.names
         self._order = functools.lru_cache(maxsize=4)(
-            functools.partial(document_order, len(source), seed) if shuffle
+            functools.partial(epoch_order, len(source), seed) if shuffle
             else lambda epoch: np.arange(len(source))
         )
         self._readers: list[_Reader] | None = None
@@ -200,11 +202,6 @@ class DocumentStream:
         raise UsageError(
             f"all {len(self._documents)} documents are empty; expected at least one with text"
         )
-
-
-def document_order(num_documents: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Returns the order int64 [num_documents] in which `epoch` reads the documents under `seed`."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_documents)
 
 
 def join_states(states: Sequence[State]) -> State:

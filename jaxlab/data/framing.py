@@ -149,21 +149,13 @@ def count_words(text: bytes | str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def checked_rows(
-    batch_size: int, segment_length: int, align: int, rows: Sequence[int] | None
-) -> tuple[int, ...]:
+def checked_rows(batch_size: int, rows: Sequence[int] | None) -> tuple[int, ...]:
     """Returns the rows of the global batch that are read: `rows`, or all of them.
 
     Raises:
-        UsageError: a size below 1, a segment that `align` does not divide, or rows that do not
-            ascend within the batch.
+        UsageError: a batch below 1, or rows that do not ascend within it.
     """
-    require_positive(batch_size=batch_size, segment_length=segment_length, align=align)
-    if segment_length % align:
-        raise UsageError(
-            f"segment_length={segment_length} is not a multiple of align={align}; nearest: "
-            f"{_nearest_multiples(segment_length, align)}"
-        )
+    require_positive(batch_size=batch_size)
     rows = tuple(range(batch_size) if rows is None else rows)
     inside = [-1, *rows, batch_size]
     if not rows or any(a >= b for a, b in zip(inside, inside[1:], strict=False)):
@@ -172,6 +164,20 @@ def checked_rows(
             f"{batch_size - 1}"
         )
     return rows
+
+
+def require_aligned(segment_length: int, align: int) -> None:
+    """Checks that documents can start at multiples of `align` in segments of that length.
+
+    Raises:
+        UsageError: a size below 1, or a segment that `align` does not divide.
+    """
+    require_positive(segment_length=segment_length, align=align)
+    if segment_length % align:
+        raise UsageError(
+            f"segment_length={segment_length} is not a multiple of align={align}; nearest: "
+            f"{_nearest_multiples(segment_length, align)}"
+        )
 
 
 def require_positive(**sizes: int) -> None:

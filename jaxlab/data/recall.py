@@ -155,7 +155,7 @@ class RecallStream:
     ):
         require_positive(segments=segments)
         self.task, self.batch_size, self.segments = task, batch_size, segments
-        self.rows = checked_rows(batch_size, task.num_blocks * task.block, task.block, rows)
+        self.rows = checked_rows(batch_size, rows)
         require_not_negative(seed=seed)
         self._seed, self._next = seed, 0
         self._identity = {

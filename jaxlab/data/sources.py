@@ -6,7 +6,6 @@ source is imported, and a document is read only when it is asked for.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 import sysconfig
@@ -23,6 +22,7 @@ from jaxlab.data.files import (
     read_file,
     under_its_path,
 )
+from jaxlab.data.state import digest
 
 
 @runtime_checkable
@@ -206,15 +206,10 @@ def split(source: Source, held_out_rate: float, seed: int = 0) -> tuple[Subset, 
             f"held-out folder"
         )
     count = min(max(round(held_out_rate * len(source)), 1), len(source) - 1)
-    ranked = sorted(range(len(source)), key=lambda i: (_digest(f"{seed}/{source.names[i]}"), i))
+    ranked = sorted(range(len(source)), key=lambda i: (digest(f"{seed}/{source.names[i]}"), i))
     return Subset(source, sorted(ranked[count:])), Subset(source, sorted(ranked[:count]))
 
 
 def source_fingerprint(source: Source) -> str:
     """Returns 16 hex digits that change when a document is added, removed, renamed or moved."""
-    return _digest("\0".join(source.names))
-
-
-def _digest(text: str) -> str:
-    data = text.encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return digest("\0".join(source.names))

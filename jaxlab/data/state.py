@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,12 @@ from jaxlab.core import UsageError
 
 State = dict[str, Any]
 """A position in a stream as plain JSON: `stream` (what identifies it) and where it stands."""
+
+
+def digest(text: str) -> str:
+    """Returns 16 hex digits of `text`: the same in every process and on every machine."""
+    data = text.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def require_same_stream(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:

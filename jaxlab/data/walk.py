@@ -9,7 +9,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxlab.core import UsageError
-from jaxlab.data.framing import FramedDocuments, HostBatch, checked_rows, require_positive
+from jaxlab.data.framing import (
+    FramedDocuments,
+    HostBatch,
+    checked_rows,
+    require_aligned,
+    require_positive,
+)
 from jaxlab.data.sources import Source
 from jaxlab.data.tokenizers import Tokenizer
 
@@ -108,7 +114,8 @@ def walk(
     Raises:
         UsageError: sizes that do not fit each other, or no document with text.
     """
-    rows = checked_rows(batch_size, segment_length, align, rows)
+    rows = checked_rows(batch_size, rows)
+    require_aligned(segment_length, align)
     if max_document_tokens is not None:
         require_positive(max_document_tokens=max_document_tokens)
     documents = FramedDocuments(

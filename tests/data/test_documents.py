@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError
-from jaxlab.data import Bytes, Documents, DocumentStream, document_order, join_states
+from jaxlab.data import Bytes, Documents, DocumentStream, epoch_order, join_states
 from jaxlab.data.framing import FramedDocuments
 
 B = Bytes.boundary_id
@@ -108,14 +108,14 @@ def test_what_a_row_has_read_since_a_start_is_the_head_of_one_document(align, se
 def test_row_reads_every_batch_size_th_document_of_the_order():
     documents = texts([5, 6, 7, 8, 9])
     rows = take(stream(documents, batch_size=2, seed=7), 20)
-    order = np.concatenate([document_order(5, 7, epoch) for epoch in range(4)])
+    order = np.concatenate([epoch_order(5, 7, epoch) for epoch in range(4)])
     for row in range(2):
         expected = [[*documents[i], B] for i in order[row::2]]
         assert read_back(rows, row)[:9] == expected[:9]
 
 
 def test_order_differs_by_epoch_and_seed_and_repeats_under_a_seed():
-    orders = [document_order(50, *at).tolist() for at in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [epoch_order(50, *at).tolist() for at in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert orders[0] == orders[3]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert sorted(orders[1]) == list(range(50))
