@@ -1,7 +1,10 @@
-"""Data: sources of documents, tokenizers, document streams, synthetic tasks."""
+"""Data: sources of documents and of images, tokenizers, streams, augmentation, synthetic tasks."""
 
 from __future__ import annotations
 
+from jaxlab.data import augment as augment
+from jaxlab.data.augment import augmented as augmented
+from jaxlab.data.digits import digits as digits
 from jaxlab.data.documents import DocumentStream as DocumentStream
 from jaxlab.data.documents import join_states as join_states
 from jaxlab.data.encoding import InvalidUtf8 as InvalidUtf8
@@ -9,6 +12,13 @@ from jaxlab.data.encoding import check_utf8 as check_utf8
 from jaxlab.data.encoding import find_invalid_utf8 as find_invalid_utf8
 from jaxlab.data.framing import HostBatch as HostBatch
 from jaxlab.data.framing import count_words as count_words
+from jaxlab.data.image_folder import ImageFolder as ImageFolder
+from jaxlab.data.image_stream import ImageBatches as ImageBatches
+from jaxlab.data.image_stream import ImageStream as ImageStream
+from jaxlab.data.image_stream import image_batches as image_batches
+from jaxlab.data.images import ImageSet as ImageSet
+from jaxlab.data.images import channel_statistics as channel_statistics
+from jaxlab.data.kept_arrays import kept_arrays as kept_arrays
 from jaxlab.data.order import epoch_order as epoch_order
 from jaxlab.data.pieces import PieceDecoder as PieceDecoder
 from jaxlab.data.pieces import decode_pieces as decode_pieces
@@ -18,6 +28,7 @@ from jaxlab.data.recall import RecallStream as RecallStream
 from jaxlab.data.recall import RecallTask as RecallTask
 from jaxlab.data.repositories import Repositories as Repositories
 from jaxlab.data.sentence_piece import SentencePiece as SentencePiece
+from jaxlab.data.source_specs import open_images as open_images
 from jaxlab.data.source_specs import open_source as open_source
 from jaxlab.data.sources import Documents as Documents
 from jaxlab.data.sources import Source as Source
@@ -28,6 +39,7 @@ from jaxlab.data.sources import source_fingerprint as source_fingerprint
 from jaxlab.data.sources import split as split
 from jaxlab.data.state import State as State
 from jaxlab.data.tex_articles import TexArticles as TexArticles
+from jaxlab.data.tfds_images import TfdsImages as TfdsImages
 from jaxlab.data.tfds_text import TfdsText as TfdsText
 from jaxlab.data.tokenizers import Bytes as Bytes
 from jaxlab.data.tokenizers import Tokenizer as Tokenizer
@@ -37,10 +49,12 @@ from jaxlab.data.walk import Walk as Walk
 from jaxlab.data.walk import walk as walk
 
 __all__ = [
-    "Bytes", "DocumentStream", "Documents", "HostBatch", "InvalidUtf8", "PieceDecoder",
-    "Prefetch", "RecallStream", "RecallTask", "Repositories", "SentencePiece", "Source",
-    "StandardLibrary", "State", "Stream", "Subset", "TexArticles", "TextFiles", "TfdsText",
-    "Tokenizer", "Walk", "check_utf8", "count_words", "decode_pieces",     "epoch_order",
-    "find_invalid_utf8", "join_states", "open_source", "open_tokenizer", "source_fingerprint",
-    "split", "unit_images", "walk",
+    "Bytes", "DocumentStream", "Documents", "HostBatch", "ImageBatches", "ImageFolder", "ImageSet",
+    "ImageStream", "InvalidUtf8", "PieceDecoder", "Prefetch", "RecallStream", "RecallTask",
+    "Repositories", "SentencePiece", "Source", "StandardLibrary", "State", "Stream", "Subset",
+    "TexArticles", "TextFiles", "TfdsImages", "TfdsText", "Tokenizer", "Walk", "augment",
+    "augmented", "channel_statistics", "check_utf8", "count_words", "decode_pieces", "digits",
+    "epoch_order", "find_invalid_utf8", "image_batches", "join_states", "kept_arrays",
+    "open_images", "open_source", "open_tokenizer", "source_fingerprint", "split", "unit_images",
+    "walk",
 ]

@@ -1,4 +1,4 @@
-"""Opening a source from the one string that stands in a config."""
+"""Opening documents or images from the one string that stands in a config."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import pathlib
 
 from jaxlab.core import UsageError, nearest
+from jaxlab.data.digits import digits
+from jaxlab.data.image_folder import ImageFolder
+from jaxlab.data.images import ImageSet
 from jaxlab.data.repositories import Repositories
 from jaxlab.data.sources import Source, StandardLibrary, TextFiles
 from jaxlab.data.tex_articles import TexArticles
+from jaxlab.data.tfds_images import TfdsImages
 from jaxlab.data.tfds_text import TfdsText
 
 _FORMS = (
@@ -47,6 +51,47 @@ def open_source(spec: str, *, data_dir: str | os.PathLike[str] | None = None) ->
     if not hint and pathlib.Path(spec).expanduser().exists():
         hint = f"; did you mean {'text:' + spec!r}?"
     raise UsageError(f"unknown source {spec!r}; expected one of {_FORMS}{hint}")
+
+
+_IMAGE_FORMS = "'digits/<split>', 'tfds:<data set>/<split>', 'images:<folder>'"
+
+
+def open_images(
+    spec: str, *, data_dir: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None, cache_dir: str | os.PathLike[str] | None = None,
+) -> ImageSet:
+    """Opens the labelled images that `spec` names.
+
+    >>> open_images("digits/test")
+    <digits/test: 359 images of 8x8x1, 10 classes>
+
+    Args:
+        spec: `digits/train` or `digits/test`, on every machine; `tfds:cifar10/train[:80%]` (after
+            the last slash: the split; without a slash `train`); or `images:/path/to/folder` (one
+            sub-folder a class, see `ImageFolder`).
+        data_dir: the folder of the `tensorflow_datasets` data sets; only for `tfds:`.
+        size: (height, width) to which the images are resized; not for digits.
+        cache_dir: a folder in which decoded images are kept, for the next time; None: nowhere.
+
+    Raises:
+        UsageError: an unknown form, or whatever the source finds wrong.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "tfds" and rest:
+        name, slash, split = rest.rpartition("/")
+        name, split = (name, split) if slash else (rest, "train")
+        return TfdsImages(name, split, data_dir, size=size, cache_dir=cache_dir)
+    if kind == "images" and rest:
+        return ImageFolder(pathlib.Path(rest).expanduser(), size=size, cache_dir=cache_dir)
+    kind, _, split = spec.partition("/")
+    if kind == "digits":
+        if size is not None:
+            raise UsageError(f"size={size} for {spec!r}; digits stay as they are: leave it out")
+        return digits(split or "train")
+    hint = nearest(kind.partition(":")[0], ["digits", "tfds", "images"])
+    if not hint and pathlib.Path(spec).expanduser().is_dir():
+        hint = f"; did you mean {'images:' + spec!r}?"
+    raise UsageError(f"unknown images {spec!r}; expected one of {_IMAGE_FORMS}{hint}")
 
 
 def _repositories(rest: str) -> Repositories:

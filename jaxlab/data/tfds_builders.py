@@ -87,6 +87,12 @@ def open_examples(builder: Any, split: str, decoders: Any = None) -> Any:
             f"{builder.info.file_format.value!r}, which cannot be read at random; {_HOW}"
         ) from error
     except (KeyError, ValueError, AssertionError) as error:
+        whole = split.partition("[")[0]
+        if whole in splits:
+            raise UsageError(
+                f"part {split!r} of {builder.name!r} cannot be read ({error}); {whole!r} has "
+                f"{builder.info.splits[whole].num_examples} examples"
+            ) from error
         raise UsageError(
             f"data set {builder.name!r} has no split {split!r}; it has {', '.join(splits)}"
             f"{nearest(split, splits)}"
