@@ -111,7 +111,7 @@ def flip(rate: float = 0.5) -> Augmentation:
         raise UsageError(f"rate={rate}; expected a probability from 0 to 1")
 
     def flip_one(key: jax.Array, x_hwc: jax.Array) -> jax.Array:
-        return jnp.where(jax.random.bernoulli(key, rate), x_hwc[:, ::-1], x_hwc)
+        return jnp.where(jax.random.bernoulli(key, float(rate)), x_hwc[:, ::-1], x_hwc)
 
     return _each(flip_one)
 
