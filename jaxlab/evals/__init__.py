@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from jaxlab.evals.accuracy import accuracy_difference as accuracy_difference
+from jaxlab.evals.accuracy import accuracy_interval as accuracy_interval
+from jaxlab.evals.attacks import Attack as Attack
+from jaxlab.evals.attacks import attack_accuracy as attack_accuracy
+from jaxlab.evals.attacks import fgsm as fgsm
+from jaxlab.evals.attacks import pgd as pgd
+from jaxlab.evals.attacks import random_search as random_search
+from jaxlab.evals.card import CardRow as CardRow
+from jaxlab.evals.card import RobustnessCard as RobustnessCard
+from jaxlab.evals.card import robustness_card as robustness_card
 from jaxlab.evals.compression import xz_bits_per_byte as xz_bits_per_byte
 from jaxlab.evals.documents import DocumentScores as DocumentScores
 from jaxlab.evals.documents import doubling_edges as doubling_edges
 from jaxlab.evals.documents import evaluate_documents as evaluate_documents
+from jaxlab.evals.gradient_masking import gradient_masking_checks as gradient_masking_checks
 from jaxlab.evals.names import far_names as far_names
 from jaxlab.evals.paired import Interval as Interval
 from jaxlab.evals.paired import bits_per_byte_difference as bits_per_byte_difference
 from jaxlab.evals.paired import mean_over_seeds as mean_over_seeds
 from jaxlab.evals.paired import mean_scores as mean_scores
 from jaxlab.evals.paired import word_perplexity_difference as word_perplexity_difference
+from jaxlab.evals.prediction import predict as predict
 from jaxlab.evals.recall import accuracy_by_block as accuracy_by_block
+from jaxlab.evals.weight_noise import WeightNoiseCurve as WeightNoiseCurve
+from jaxlab.evals.weight_noise import kept_kernels as kept_kernels
+from jaxlab.evals.weight_noise import perturb_weights as perturb_weights
+from jaxlab.evals.weight_noise import weight_noise_curve as weight_noise_curve
+from jaxlab.evals.weight_noise import worst_case_weights as worst_case_weights
 
 __all__ = [
-    "DocumentScores", "Interval", "accuracy_by_block", "bits_per_byte_difference",
-    "doubling_edges", "evaluate_documents", "far_names", "mean_over_seeds", "mean_scores",
-    "word_perplexity_difference", "xz_bits_per_byte",
+    "Attack", "CardRow", "DocumentScores", "Interval", "RobustnessCard", "WeightNoiseCurve",
+    "accuracy_by_block", "accuracy_difference", "accuracy_interval", "attack_accuracy",
+    "bits_per_byte_difference", "doubling_edges", "evaluate_documents", "far_names", "fgsm",
+    "gradient_masking_checks", "kept_kernels", "mean_over_seeds", "mean_scores",
+    "perturb_weights", "pgd", "predict", "random_search", "robustness_card",
+    "weight_noise_curve", "word_perplexity_difference", "worst_case_weights",
+    "xz_bits_per_byte",
 ]

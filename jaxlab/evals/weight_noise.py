@@ -1,0 +1,334 @@
+"""Perturbed weights: random, and the worst in a ball around those of each layer.
+
+Perturbed are the kept entries of kernels alone: entries that are 0 stay 0, so that a sparse model
+is asked about the weights that it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.core import (
+    RULES,
+    Params,
+    Rules,
+    UsageError,
+    View,
+    batch_sharding,
+    named,
+    natural_sort,
+    nearest,
+    place_rows,
+    require_labels,
+)
+from jaxlab.evals.classifier import Classifier, Examples, error_log_odds, logits_of
+from jaxlab.evals.paired import Interval, mean_over_seeds
+from jaxlab.evals.prediction import predict
+
+RANDOM_KINDS = ("gaussian", "rms", "relative")
+"""What `perturb_weights` takes; `weight_noise_curve` takes `worst_case` beside them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightNoiseCurve:
+    """Accuracy with perturbed weights.
+
+    Attributes:
+      kind: of `RANDOM_KINDS`, or `worst_case`.
+      sizes: of the perturbations, [s].
+      accuracies: float64 [s, draws], in [0, 1].
+    """
+
+    kind: str
+    sizes: tuple[float, ...]
+    accuracies: np.ndarray
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """For each size the mean over draws, and its 95% interval by Student's t, in [0, 1].
+
+        It is over draws, for this model and these images, not over seeds of the training.
+        """
+        intervals = map(mean_over_seeds, self.accuracies)
+        return tuple(Interval(m, max(0.0, low), min(1.0, high)) for m, low, high in intervals)
+
+
+def kept_kernels(
+    params: Params, masks: Mapping[str, Any] | None = None
+) -> dict[str, jax.Array]:
+    """Which entries of the kernels are perturbed: bool, `{path: array}`.
+
+    Kernels are parameters of rank 2 or more whose path ends with `kernel`. Kept are entries that
+    are not 0, and that are true in `masks` where it has the path.
+
+    Raises:
+      UsageError: no kernels; a mask that fits no kernel, or has another shape.
+    """
+    kept = {
+        path: p != 0 for path, p in params.items()
+        if np.ndim(p) >= 2 and path.rpartition("/")[2] == "kernel"
+    }
+    if not kept:
+        raise UsageError("no parameter of rank 2 or more has a path that ends with 'kernel'")
+    for path, mask in (masks or {}).items():
+        if path not in kept:
+            raise UsageError(f"a mask for {path!r} fits no kernel{nearest(path, kept)}")
+        if np.shape(mask) != kept[path].shape:
+            raise UsageError(
+                f"the mask of {path!r} has shape {np.shape(mask)}, its kernel {kept[path].shape}"
+            )
+        kept[path] = kept[path] & (jnp.asarray(mask) != 0)
+    return kept
+
+
+def perturb_weights(
+    params: Params, kind: str, size: float, key: jax.Array, *,
+    masks: Mapping[str, Any] | None = None,
+) -> Params:
+    """Weights with random noise, e standard normal and independent for each kept entry.
+
+    * `gaussian`: `w + size e`. Of one model over sizes; not comparable over widths, since sparse
+      and narrow models have larger weights.
+    * `rms`: `w + size rms_l e`, with `rms_l` the root mean square of the kept entries of layer l.
+    * `relative`: `w (1 + size e)`.
+
+    A layer's noise comes from `key` and its path alone.
+
+    Args:
+      params: `{path: array}`.
+      kind: see above.
+      size: standard deviation, 0 or more.
+      key: a typed key.
+      masks: see `kept_kernels`.
+
+    Raises:
+      UsageError: an unknown kind; a size that is negative or not finite; masks that do not fit.
+
+    >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, -2.0]])}
+    >>> noisy = perturb_weights(params, "relative", 0.5, jax.random.key(0))["kernel"]
+    >>> (noisy == 0).tolist()
+    [[False, True], [True, False]]
+    """
+    _require(kind, [size], RANDOM_KINDS)
+    kept = kept_kernels(params, masks)
+    kernels = {path: params[path] for path in kept}
+    return natural_sort(dict(params) | _perturbed(kind, kernels, kept, np.float32(size), key))
+
+
+def worst_case_weights(
+    view: View,
+    images: Any,
+    labels: Any = None,
+    *,
+    rho: float,
+    key: jax.Array,
+    steps: int = 20,
+    step_size: float | None = None,
+    masks: Mapping[str, Any] | None = None,
+    batch_size: int = 256,
+    params: Params | None = None,
+    state: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+) -> Params:
+    """The weights with the largest loss on these images within a ball around each layer's.
+
+    Ascent on the mean cross-entropy over all images: from a random point of the balls, for each
+    layer l `d_l + step_size rho |w_l| g_l / |g_l|`, then projected to `|d_l| <= rho |w_l|`; of all
+    the points that it comes to, the worst is returned (the perturbation of arXiv 2010.01412 and
+    2004.05884). All steps are one program, with the images on the devices: some thousand at most.
+
+    Args:
+      view: the model, in either mode; its loss is that of evaluation mode.
+      images, labels, batch_size, params, state, mesh, rules: as for `predict`.
+      rho: radius as a share of the norm of a layer's kept entries, 0 to 1.
+      key: of the start.
+      steps: of ascent, 1 or more.
+      step_size: as a share of the radius; by default `2.5 / steps`.
+      masks: see `kept_kernels`.
+
+    Raises:
+      UsageError: as for `predict`; a radius out of range, no steps, masks that do not fit.
+    """
+    _require("worst_case", [rho], ("worst_case",))
+    if steps < 1:
+        raise UsageError(f"steps={steps}; expected 1 or more")
+    step_size = 2.5 / steps if step_size is None else step_size
+    if not 0 < step_size < math.inf:
+        raise UsageError(f"step_size={step_size:g}; expected a share of the radius above 0")
+    examples = Examples.of(images, labels)
+    model = Classifier.of(view, params, state, mesh, rules)
+    rows = model.rows(batch_size)
+    shape = (batch_size, *examples.images.shape[1:])
+    require_labels(examples.labels, model.num_classes(shape, examples.images.dtype))
+    batches = list(examples.batches(batch_size, rows))
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    spec = PartitionSpec(None, *batch_sharding(model.mesh, rules).spec)
+    stacked = place_rows(stacked, NamedSharding(model.mesh, spec))
+    kept = kept_kernels(model.params, masks)
+    numbers = np.float32(rho), np.float32(step_size), np.int32(steps)
+    return natural_sort(model.params | model.run(_ascended, kept, stacked, key, *numbers))
+
+
+def weight_noise_curve(
+    view: View,
+    images: Any,
+    labels: Any = None,
+    *,
+    kind: str,
+    sizes: Sequence[float],
+    key: jax.Array,
+    draws: int = 5,
+    masks: Mapping[str, Any] | None = None,
+    steps: int = 20,
+    batch_size: int = 256,
+    params: Params | None = None,
+    state: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+) -> WeightNoiseCurve:
+    """Accuracy over the size of a perturbation of the weights.
+
+    Running statistics stay as they are. Draw i is the same noise at every size, times that size.
+
+    Args:
+      view: the model.
+      images, labels, batch_size, params, state, mesh, rules: as for `predict`.
+      kind: of `perturb_weights`; or `worst_case`, see `worst_case_weights`: of the loss on these
+        very images, each draw from a start of its own.
+      sizes: one or more; standard deviations, or for `worst_case` radii.
+      key: a typed key.
+      draws: for each size.
+      masks: see `kept_kernels`.
+      steps: of `worst_case`.
+
+    Raises:
+      UsageError: as for `predict`; an unknown kind, no sizes, sizes out of range, no draws, masks
+        that do not fit.
+    """
+    _require(kind, sizes, (*RANDOM_KINDS, "worst_case"))
+    if draws < 1 or not len(sizes):
+        raise UsageError(f"draws={draws}, {len(sizes)} sizes; expected 1 or more of both")
+    where = dict(labels=labels, batch_size=batch_size, state=state, mesh=mesh, rules=rules)
+    params = view.params if params is None else params
+
+    def accuracy(size: float, draw: int) -> float:
+        draw_key = named(key, "draw", draw)
+        if kind == "worst_case":
+            noisy = worst_case_weights(
+                view, images, rho=size, key=draw_key, steps=steps, masks=masks, params=params,
+                **where,
+            )
+        else:
+            noisy = perturb_weights(params, kind, size, draw_key, masks=masks)
+        return predict(view, images, params=noisy, **where).accuracy
+
+    accuracies = [[accuracy(size, draw) for draw in range(draws)] for size in sizes]
+    return WeightNoiseCurve(kind, tuple(map(float, sizes)), np.array(accuracies))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _perturbed(
+    kind: str, kernels: Params, kept: Mapping[str, jax.Array], size: Any, key: jax.Array
+) -> Params:
+    noisy = {}
+    for path, w in kernels.items():
+        noise = size * jax.random.normal(named(key, path), w.shape)
+        values = w.astype(jnp.float32)
+        if kind == "relative":
+            noise *= values
+        elif kind == "rms":
+            noise *= _norm(values * kept[path]) / jnp.sqrt(jnp.maximum(kept[path].sum(), 1))
+        noisy[path] = jnp.where(kept[path], (values + noise).astype(w.dtype), w)
+    return noisy
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _ascended(
+    net: View, rules: Rules, params: Params, state: Mapping[str, Any],
+    kept: Mapping[str, jax.Array], batches: Mapping[str, jax.Array], key: jax.Array, rho: Any,
+    step_size: Any, steps: Any,
+) -> Params:
+    radius = {path: rho * _norm(params[path] * kept[path]) for path in kept}
+
+    def moved(deltas: Params) -> Params:
+        return {
+            path: (params[path].astype(jnp.float32) + delta).astype(params[path].dtype)
+            for path, delta in deltas.items()
+        }
+
+    def summed_loss(deltas: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        logits_bc = logits_of(net, params | moved(deltas), state, batch["inputs"])
+        nats_b = jax.nn.softplus(error_log_odds(logits_bc, batch["targets"]))
+        return jnp.where(batch["mask"], nats_b, 0).sum()
+
+    def loss_and_gradient(deltas: Params) -> tuple[jax.Array, Params]:
+        def add(sums: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(summed_loss)(deltas, batch)), None
+
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, deltas)
+        return jax.lax.scan(add, zeros, batches)[0]
+
+    def into_ball(deltas: Params) -> Params:
+        return {
+            path: delta * jnp.minimum(1, radius[path] / jnp.maximum(_norm(delta), _TINY))
+            for path, delta in deltas.items()
+        }
+
+    def step(number: int, carry: Any) -> Any:
+        deltas, worst, most = carry
+        loss, gradient = loss_and_gradient(deltas)
+        is_worse = (loss > most) | (number == 0)
+        worst = jax.tree.map(functools.partial(jnp.where, is_worse), deltas, worst)
+        ascent = {path: _unit(gradient[path] * kept[path]) for path in deltas}
+        deltas = {
+            path: delta + step_size * radius[path] * ascent[path] for path, delta in deltas.items()
+        }
+        return into_ball(deltas), worst, jnp.where(is_worse, loss, most)
+
+    start = {path: _start(named(key, path), kept[path]) * radius[path] for path in kept}
+    # One round more than steps: the last one judges where the last step came to.
+    _, worst, _ = jax.lax.fori_loop(0, steps + 1, step, (start, start, jnp.zeros(())))
+    return moved(worst)
+
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum())
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Of norm 1; zeros stay. Scaled first: squares of tiny gradients would be 0."""
+    x = x / jnp.maximum(jnp.abs(x).max(), _TINY)
+    return x / jnp.maximum(_norm(x), 1)  # now 1 or more, but for zeros
+
+
+def _start(key: jax.Array, kept: jax.Array) -> jax.Array:
+    """A uniform draw from the unit ball of the kept entries."""
+    # All but two coordinates of a point of the sphere are uniform in the ball (Barthe et al. 2005).
+    x = jax.random.normal(key, (kept.size + 2,))
+    inside = x[:-2].reshape(kept.shape) * kept
+    return inside / jnp.sqrt(jnp.square(inside).sum() + jnp.square(x[-2:]).sum())
+
+
+def _require(kind: str, sizes: Sequence[float], kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise UsageError(f"kind={kind!r}; expected one of {', '.join(kinds)}{nearest(kind, kinds)}")
+    for size in sizes:
+        if kind == "worst_case" and not 0 <= size <= 1:
+            raise UsageError(
+                f"rho={size:g}; expected a share of the norm of each layer's weights, 0 to 1"
+            )
+        if not 0 <= size < math.inf:
+            raise UsageError(f"size={size:g}; expected a standard deviation of 0 or more")
