@@ -174,7 +174,7 @@ def pgd(
     g is that of `log((1 - p_y) / p_y)`, which is the gradient of the cross-entropy up to a positive
     factor a row, and so gives the same steps; but it does not vanish in float32 where the model is
     sure. The result is the last x, also where an earlier one or the image itself was worse. Of
-    several restarts it is, image by image, one that is wrong, and else or of these the one with
+    several restarts each image keeps one that succeeds, if any does, and among equals the one with
     the largest loss. Images that are wrong from the start are attacked as the others.
 
     Args:

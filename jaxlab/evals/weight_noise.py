@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,8 +101,6 @@ def perturb_weights(
       and narrow models have larger weights.
     * `rms`: `w + size rms_l e`, with `rms_l` the root mean square of the kept entries of layer l.
     * `relative`: `w (1 + size e)`.
-
-    A layer's noise comes from `key` and its path alone.
 
     Args:
       params: `{path: array}`.
@@ -240,10 +239,9 @@ def weight_noise_curve(
 def _perturbed(
     kind: str, kernels: Params, kept: Mapping[str, jax.Array], size: Any, key: jax.Array
 ) -> Params:
-    noisy = {}
+    noisy, noises = {}, _normal(key, {path: w.shape for path, w in kernels.items()})
     for path, w in kernels.items():
-        noise = size * jax.random.normal(named(key, path), w.shape)
-        values = w.astype(jnp.float32)
+        noise, values = size * noises[path], w.astype(jnp.float32)
         if kind == "relative":
             noise *= values
         elif kind == "rms":
@@ -295,7 +293,7 @@ def _ascended(
         }
         return into_ball(deltas), worst, jnp.where(is_worse, loss, most)
 
-    start = {path: _start(named(key, path), kept[path]) * radius[path] for path in kept}
+    start = {path: delta * radius[path] for path, delta in _start(key, kept).items()}
     # One round more than steps: the last one judges where the last step came to.
     _, worst, _ = jax.lax.fori_loop(0, steps + 1, step, (start, start, jnp.zeros(())))
     return moved(worst)
@@ -314,12 +312,22 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(_norm(x), 1)  # now 1 or more, but for zeros
 
 
-def _start(key: jax.Array, kept: jax.Array) -> jax.Array:
-    """A uniform draw from the unit ball of the kept entries."""
+def _normal(key: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """Standard normal arrays, cut from one draw: a draw for each would be slow to compile."""
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
+    parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    return {path: x.reshape(shapes[path]) for path, x in zip(shapes, parts, strict=True)}
+
+
+def _start(key: jax.Array, kept: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A uniform draw from the unit ball of the kept entries of each layer."""
     # All but two coordinates of a point of the sphere are uniform in the ball (Barthe et al. 2005).
-    x = jax.random.normal(key, (kept.size + 2,))
-    inside = x[:-2].reshape(kept.shape) * kept
-    return inside / jnp.sqrt(jnp.square(inside).sum() + jnp.square(x[-2:]).sum())
+    drawn = _normal(key, {path: (mask.size + 2,) for path, mask in kept.items()})
+    inside = {path: x[:-2].reshape(kept[path].shape) * kept[path] for path, x in drawn.items()}
+    return {
+        path: x / jnp.sqrt(jnp.square(x).sum() + jnp.square(drawn[path][-2:]).sum())
+        for path, x in inside.items()
+    }
 
 
 def _require(kind: str, sizes: Sequence[float], kinds: Sequence[str]) -> None:

@@ -1,0 +1,122 @@
+"""Cost of an attack over that of the gradients it takes: one JSON object a line for each net.
+
+    python -m benchmarks.attacks
+    python -m benchmarks.attacks --net=cnn --batch=64
+
+`over_gradients` is the time of PGD of `--steps` steps in l-inf, checks and placing of the images
+included, over that of as many calls of a jitted gradient of the summed cross-entropy by the images;
+`predict_over_forward` the time of `evals.predict` over that of as many jitted forward passes.
+Float32, on one core. Times are process CPU seconds, the least of `--rounds`, taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+
+from benchmarks.block_recurrent import positive, take_turns
+
+NETS = {"mlp": (28, 28, 1), "cnn": (32, 32, 3)}
+
+
+def main() -> None:
+    """Measures the nets; prints a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--net", action="append", choices=sorted(NETS))
+    parser.add_argument("--batch", type=positive, default=128)
+    parser.add_argument("--steps", type=positive, default=20)
+    parser.add_argument("--rounds", type=positive, default=5)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for net in args.net or sorted(NETS):
+        print(json.dumps(measure(net, args.batch, args.steps, args.rounds)), flush=True)
+
+
+def measure(net: str, batch_size: int, num_steps: int, num_rounds: int) -> dict:
+    """Times the attack and the gradients on the same images."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from jaxlab.core import View
+    from jaxlab.evals import pgd, predict
+    from jaxlab.objectives import label_nats
+    from jaxlab.train import reuse_memory
+
+    reuse_memory()
+    view = View.of({"mlp": mlp, "cnn": cnn}[net](nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (batch_size, *NETS[net]), dtype=np.uint8)
+    labels = rng.integers(0, 10, batch_size)
+    attack, key = pgd(view, 8 / 255, steps=num_steps), jax.random.key(0)
+    batch = {"inputs": levels, "targets": labels}
+    images, targets = jax.numpy.asarray(levels / 255, np.float32), jax.numpy.asarray(labels)
+    forward = jax.jit(view.apply)
+
+    @jax.jit
+    def gradient(params, images, targets):
+        return jax.grad(lambda x: label_nats(view.apply(params, x), targets).sum())(images)
+
+    def gradients() -> None:
+        for _ in range(num_steps):
+            gradient(view.params, images, targets).block_until_ready()
+
+    many, many_labels = np.concatenate([levels] * 8), np.concatenate([labels] * 8)
+
+    def forwards() -> None:
+        for _ in range(8):
+            forward(view.params, images).block_until_ready()
+
+    runs: dict[str, Callable[[], None]] = {
+        "attack": lambda: attack(key, batch).block_until_ready(),
+        "gradients": gradients,
+        "predict": lambda: predict(view, many, many_labels, batch_size=batch_size),
+        "forwards": forwards,
+    }
+    for run in runs.values():
+        run()
+    seconds = take_turns(runs, 1, num_rounds, lambda: None)
+    best = {name: min(times) for name, times in seconds.items()}
+    return {
+        "net": net,
+        "batch": batch_size,
+        "steps": num_steps,
+        "over_gradients": round(best["attack"] / best["gradients"], 3),
+        "predict_over_forward": round(best["predict"] / best["forwards"], 3),
+        "cpu_s": {name: round(value, 4) for name, value in best.items()},
+        "jax": jax.__version__,
+    }
+
+
+def mlp(rngs):
+    """784-512-512-10."""
+    from flax import nnx
+
+    return nnx.Sequential(
+        lambda x_bhwc: x_bhwc.reshape(len(x_bhwc), -1), nnx.Linear(784, 512, rngs=rngs), nnx.relu,
+        nnx.Linear(512, 512, rngs=rngs), nnx.relu, nnx.Linear(512, 10, rngs=rngs),
+    )
+
+
+def cnn(rngs):
+    """Three 3x3 convolutions of 32, 64 and 64 channels, each with a 2x2 maximum; 1024-128-10."""
+    from functools import partial
+
+    from flax import nnx
+
+    from jaxlab.nn import Conv, max_pool
+
+    pool = partial(max_pool, window=2)
+    return nnx.Sequential(
+        Conv(3, 32, rngs=rngs), nnx.relu, pool, Conv(32, 64, rngs=rngs), nnx.relu, pool,
+        Conv(64, 64, rngs=rngs), nnx.relu, pool, lambda x_bhwc: x_bhwc.reshape(len(x_bhwc), -1),
+        nnx.Linear(1024, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 10, rngs=rngs),
+    )
+
+
+if __name__ == "__main__":
+    main()
