@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from jaxlab.data import augment as augment
+from jaxlab.data import corruptions as corruptions
 from jaxlab.data.augment import augmented as augmented
+from jaxlab.data.corrupted import corrupted as corrupted
+from jaxlab.data.corrupted import corrupted_sets as corrupted_sets
+from jaxlab.data.corrupted import images_fingerprint as images_fingerprint
 from jaxlab.data.digits import digits as digits
 from jaxlab.data.documents import DocumentStream as DocumentStream
 from jaxlab.data.documents import join_states as join_states
@@ -53,8 +57,8 @@ __all__ = [
     "ImageStream", "InvalidUtf8", "PieceDecoder", "Prefetch", "RecallStream", "RecallTask",
     "Repositories", "SentencePiece", "Source", "StandardLibrary", "State", "Stream", "Subset",
     "TexArticles", "TextFiles", "TfdsImages", "TfdsText", "Tokenizer", "Walk", "augment",
-    "augmented", "channel_statistics", "check_utf8", "count_words", "decode_pieces", "digits",
-    "epoch_order", "find_invalid_utf8", "image_batches", "join_states", "kept_arrays",
-    "open_images", "open_source", "open_tokenizer", "source_fingerprint", "split", "unit_images",
-    "walk",
+    "augmented", "channel_statistics", "check_utf8", "corrupted", "corrupted_sets", "corruptions",
+    "count_words", "decode_pieces", "digits", "epoch_order", "find_invalid_utf8", "image_batches",
+    "images_fingerprint", "join_states", "kept_arrays", "open_images", "open_source",
+    "open_tokenizer", "source_fingerprint", "split", "unit_images", "walk",
 ]

@@ -13,6 +13,14 @@ from jaxlab.evals.card import CardRow as CardRow
 from jaxlab.evals.card import RobustnessCard as RobustnessCard
 from jaxlab.evals.card import robustness_card as robustness_card
 from jaxlab.evals.compression import xz_bits_per_byte as xz_bits_per_byte
+from jaxlab.evals.corruption_error import corruption_errors as corruption_errors
+from jaxlab.evals.corruption_error import errors_by_corruption as errors_by_corruption
+from jaxlab.evals.corruption_error import mean_corruption_error as mean_corruption_error
+from jaxlab.evals.corruption_error import plain_mean_error as plain_mean_error
+from jaxlab.evals.corruption_error import relative_corruption_errors as relative_corruption_errors
+from jaxlab.evals.corruption_error import (
+    relative_mean_corruption_error as relative_mean_corruption_error,
+)
 from jaxlab.evals.documents import DocumentScores as DocumentScores
 from jaxlab.evals.documents import doubling_edges as doubling_edges
 from jaxlab.evals.documents import evaluate_documents as evaluate_documents
@@ -34,9 +42,10 @@ from jaxlab.evals.weight_noise import worst_case_weights as worst_case_weights
 __all__ = [
     "Attack", "CardRow", "DocumentScores", "Interval", "RobustnessCard", "WeightNoiseCurve",
     "accuracy_by_block", "accuracy_difference", "accuracy_interval", "attack_accuracy",
-    "bits_per_byte_difference", "doubling_edges", "evaluate_documents", "far_names", "fgsm",
-    "gradient_masking_checks", "kept_kernels", "mean_over_seeds", "mean_scores",
-    "perturb_weights", "pgd", "predict", "random_search", "robustness_card",
-    "weight_noise_curve", "word_perplexity_difference", "worst_case_weights",
-    "xz_bits_per_byte",
+    "bits_per_byte_difference", "corruption_errors", "doubling_edges", "errors_by_corruption",
+    "evaluate_documents", "far_names", "fgsm", "gradient_masking_checks", "kept_kernels",
+    "mean_corruption_error", "mean_over_seeds", "mean_scores", "perturb_weights", "pgd",
+    "plain_mean_error", "predict", "random_search", "relative_corruption_errors",
+    "relative_mean_corruption_error", "robustness_card", "weight_noise_curve",
+    "word_perplexity_difference", "worst_case_weights", "xz_bits_per_byte",
 ]
