@@ -79,7 +79,7 @@ def motion_constants(size: tuple[int, int], radius: float, sigma: float) -> tupl
 
 def motion(key: jax.Array, image_hwc: jax.Array, taps: jax.Array) -> jax.Array:
     """Motion along a line within 45 degrees of level, in levels, which are rounded."""
-    degrees = jax.random.uniform(key, minval=-45, maxval=45)
+    degrees = jax.random.uniform(key, (), jnp.float32, -45, 45)
     return rounded(motion_blur(image_hwc.astype(jnp.float32), taps, degrees))
 
 
@@ -146,5 +146,5 @@ def _inside(x_hwc: jax.Array) -> np.ndarray:
 
 def _offsets(key: jax.Array, x_hwc: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether each pixel's neighbour lies above, and whether to the left, both [h, w, 1]."""
-    up, left = jax.random.bernoulli(key, shape=(2, *x_hwc.shape[:2], 1))
-    return up, left
+    bits = jax.random.bits(key, (*x_hwc.shape[:2], 1), jnp.uint8)
+    return bits % 2 == 1, bits // 2 % 2 == 1

@@ -184,13 +184,12 @@ class Corruption:
                     "or take 'jpeg_on_device'"
                 )
             return self._kind.on_host(np.asarray(images_bhwc), *self.parameters)
-        constants = self._constants(images_bhwc.shape[1:3])
+        constants = self._kind.constants(images_bhwc.shape[1:3], *self.parameters)
+        constants = jax.tree.map(jnp.asarray, constants)
+        traced = any(isinstance(a, jax.core.Tracer) for a in (key, images_bhwc, index))
         key = named(key, "corruption", self.name, self.severity)
         run = functools.partial(_corrupt_chunk, self._kind.function, constants, key)
-        return _in_chunks(run, images_bhwc, index)
-
-    def _constants(self, size: tuple[int, int]) -> tuple:
-        return self._kind.constants(size, *self.parameters)
+        return (_in_traced_chunks if traced else _in_chunks)(run, images_bhwc, index)
 
     def _require_images(self, images_bhwc: Any) -> None:
         if images_bhwc.dtype != np.uint8:
@@ -322,27 +321,40 @@ def _corrupt_chunk(
     return jax.vmap(lambda key, image_hwc: function(key, image_hwc, *constants))(keys, images_bhwc)
 
 
-def _in_chunks(
-    run: Callable[[Any, Any], jax.Array], images_bhwc: Any, index: Any
-) -> np.ndarray | jax.Array:
-    """`run` on chunks of one size, the last one filled up: the compiler may order sums by it."""
-    n, h, w, _ = images_bhwc.shape
+def _chunk_and_fill(shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many images go through a program at once, and how many are missing in the last lot.
+
+    It is a number of the size of the images alone, since by the size of a batch the compiler may
+    change the order of a sum.
+    """
+    n, h, w, _ = shape
     chunk = min(max(CHUNK * SIZE**2 // (h * w), 1), CHUNK)
-    fill = -n % chunk
-    if any(isinstance(array, jax.core.Tracer) for array in (images_bhwc, index)):
-        images_bhwc = jnp.pad(images_bhwc, ((0, fill), (0, 0), (0, 0), (0, 0)))
-        chunks = images_bhwc.reshape(-1, chunk, *images_bhwc.shape[1:])
-        numbers = jnp.pad(index, (0, fill)).reshape(-1, chunk)
-        out = jax.lax.map(lambda pair: run(*pair), (chunks, numbers))
-        return out.reshape(images_bhwc.shape)[:n]
+    return chunk, -n % chunk
+
+
+def _in_traced_chunks(
+    run: Callable[[Any, Any], jax.Array], images_bhwc: Any, index: Any
+) -> jax.Array:
+    chunk, fill = _chunk_and_fill(images_bhwc.shape)
+    padded = jnp.pad(images_bhwc, ((0, fill), (0, 0), (0, 0), (0, 0)))
+    chunks = padded.reshape(-1, chunk, *padded.shape[1:])
+    numbers = jnp.pad(index, (0, fill)).reshape(-1, chunk)
+    done = jax.lax.map(lambda pair: run(*pair), (chunks, numbers))
+    return done.reshape(padded.shape)[: len(images_bhwc)]
+
+
+def _in_chunks(run: Callable[[Any, Any], jax.Array], images_bhwc: Any, index: Any) -> np.ndarray:
     images_bhwc, index = np.asarray(images_bhwc), np.asarray(index)
-    waiting, out_bhwc = [], np.empty_like(images_bhwc)
-    for at in range(0, n, chunk):
-        here, number = images_bhwc[at : at + chunk], index[at : at + chunk]
+    chunk, fill = _chunk_and_fill(images_bhwc.shape)
+    running = []
+    for at in range(0, len(images_bhwc), chunk):
+        here, numbers = images_bhwc[at : at + chunk], index[at : at + chunk]
         if len(here) < chunk:
             here = np.pad(here, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            number = np.pad(number, (0, fill))
-        waiting.append(run(here, number))
-    for i, done in enumerate(waiting):
-        out_bhwc[i * chunk : (i + 1) * chunk] = np.asarray(done)[: n - i * chunk]
+            numbers = np.pad(numbers, (0, fill))
+        running.append(run(here, numbers))
+    out_bhwc = np.empty_like(images_bhwc)
+    for i, done in enumerate(running):
+        here = out_bhwc[i * chunk : (i + 1) * chunk]
+        here[:] = np.asarray(done)[: len(here)]
     return out_bhwc

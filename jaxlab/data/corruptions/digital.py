@@ -55,7 +55,7 @@ def _hsv(x_hwc: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     value, lowest = x_hwc.max(axis=2, keepdims=True), x_hwc.min(axis=2, keepdims=True)
     chroma = value - lowest
-    red = jnp.ones(x_hwc.shape[2]).at[0].set(0)
+    red = np.float32(np.arange(x_hwc.shape[2]) > 0)
     hue_hwc = jnp.where(chroma > 0, (value - x_hwc) / jnp.where(chroma > 0, chroma, 1), red)
     return value, chroma / jnp.where(value > 0, value, 1), hue_hwc
 
@@ -118,10 +118,10 @@ def elastic_transform(
     times `amplitude`.
     """
     of_points, of_shift = jax.random.split(key)
-    moved_3xy = points_3xy + jax.random.uniform(of_points, (3, 2), minval=-reach, maxval=reach)
+    moved_3xy = points_3xy + jax.random.uniform(of_points, (3, 2), jnp.float32, -reach, reach)
     x_hwc = _affine(x_hwc, points_3xy, moved_3xy)
     h, w, _ = x_hwc.shape
-    noise_hw2 = jax.random.uniform(of_shift, (h, w, 2), minval=-1, maxval=1)
+    noise_hw2 = jax.random.uniform(of_shift, (h, w, 2), jnp.float32, -1, 1)
     shift_hw2 = amplitude * separable(noise_hw2, rows, columns)
     y_hw, x_hw = jnp.mgrid[:h, :w]
     return _sample(x_hwc, y_hw + shift_hw2[..., 0], x_hw + shift_hw2[..., 1], "reflect")

@@ -12,7 +12,7 @@ from jaxlab.data.corruptions.levels import as_levels, on_unit_interval
 @on_unit_interval
 def gaussian_noise(key: jax.Array, x_hwc: jax.Array, std: jax.Array) -> jax.Array:
     """`x + std N(0, 1)`."""
-    return x_hwc + std * jax.random.normal(key, x_hwc.shape)
+    return x_hwc + std * jax.random.normal(key, x_hwc.shape, jnp.float32)
 
 
 def shot_constants(size: tuple[int, int], photons: float) -> tuple[np.ndarray, float]:
@@ -37,23 +37,23 @@ def shot_noise(
     which is 30 times as fast as `jax.random.poisson`.
     """
     # The last of all draws would lie beyond every table.
-    draw_hwc = jnp.minimum(jax.random.bits(key, image_hwc.shape), np.uint32(2**32 - 2))
+    draw_hwc = jnp.minimum(jax.random.bits(key, image_hwc.shape, jnp.uint32), np.uint32(2**32 - 2))
     count_hwc = jnp.zeros(image_hwc.shape, jnp.int32)
     step = below_256k.shape[1]
     while step := step // 2:
         more = below_256k[image_hwc, count_hwc + step - 1] <= draw_hwc
         count_hwc += step * more
-    return as_levels(count_hwc / photons)
+    return as_levels(count_hwc.astype(jnp.float32) / photons)
 
 
 @on_unit_interval
 def impulse_noise(key: jax.Array, x_hwc: jax.Array, share: jax.Array) -> jax.Array:
     """A share of the values becomes 0 or 1, as likely the one as the other."""
-    u = jax.random.uniform(key, x_hwc.shape)
+    u = jax.random.uniform(key, x_hwc.shape, jnp.float32)
     return jnp.where(u < share, (u < share / 2).astype(x_hwc.dtype), x_hwc)
 
 
 @on_unit_interval
 def speckle_noise(key: jax.Array, x_hwc: jax.Array, std: jax.Array) -> jax.Array:
     """`x + x std N(0, 1)`."""
-    return x_hwc + x_hwc * std * jax.random.normal(key, x_hwc.shape)
+    return x_hwc + x_hwc * std * jax.random.normal(key, x_hwc.shape, jnp.float32)

@@ -43,17 +43,17 @@ def spatter(
     threshold: jax.Array, strength: jax.Array, soft: tuple[jax.Array, ...], mud: jax.Array,
 ) -> jax.Array:
     """Blurred noise above a threshold is liquid: water whose drops shine at one side, or mud."""
-    liquid_hwc = mean + std * jax.random.normal(key, (*x_hwc.shape[:2], 1))
+    liquid_hwc = mean + std * jax.random.normal(key, (*x_hwc.shape[:2], 1), jnp.float32)
     liquid_hwc = separable(liquid_hwc, *blur)
     liquid_hwc = jnp.where(liquid_hwc < threshold, 0, liquid_hwc)
 
     def with_water() -> jax.Array:
-        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * jnp.array(WATER)
+        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * np.float32(WATER)
 
     def with_mud() -> jax.Array:
         mask_hwc = separable((liquid_hwc > threshold).astype(jnp.float32), *soft)
         mask_hwc = jnp.where(mask_hwc < 0.8, 0, mask_hwc)
-        return x_hwc * (1 - mask_hwc) + mask_hwc * jnp.array(MUD)
+        return x_hwc * (1 - mask_hwc) + mask_hwc * np.float32(MUD)
 
     return jax.lax.cond(mud, with_mud, with_water)
 

@@ -32,8 +32,8 @@ def plasma(key: jax.Array, size: int, decay: jax.Array | float) -> jax.Array:
       size: a power of two.
       decay: above 1; the larger, the smoother.
     """
-    noise = jax.random.uniform(key, (size, size), minval=-1, maxval=1)
-    grid = jnp.zeros((1, 1))
+    noise = jax.random.uniform(key, (size, size), jnp.float32, -1, 1)
+    grid = jnp.zeros((1, 1), jnp.float32)
     for level in range(size.bit_length() - 1):
         step = size >> level
         half = step // 2
@@ -84,10 +84,12 @@ def snow(
     they move, rounded after.
     """
     of_flakes, of_angle = jax.random.split(key)
-    flakes_hwc = mean + std * jax.random.normal(of_flakes, (*x_hwc.shape[:2], 1))
+    flakes_hwc = mean + std * jax.random.normal(
+        of_flakes, (*x_hwc.shape[:2], 1), jnp.float32
+    )
     flakes_hwc = separable(flakes_hwc, rows, columns)
     flakes_hwc = cut_off(jnp.where(flakes_hwc < threshold, 0, flakes_hwc) * 255)
-    degrees = jax.random.uniform(of_angle, minval=-135, maxval=-45)
+    degrees = jax.random.uniform(of_angle, (), jnp.float32, -135, -45)
     moved_hwc = rounded(motion_blur(flakes_hwc.astype(jnp.float32), taps, degrees)) / 255
     pale_hwc = jnp.maximum(x_hwc, grey(x_hwc)[..., None] * 1.5 + 0.5)
     return kept * x_hwc + (1 - kept) * pale_hwc + moved_hwc + moved_hwc[::-1, ::-1]
@@ -170,6 +172,6 @@ def frost_procedural(
         (1 - jnp.abs(2 * plasma_like(k, image_hwc, decay) - 1)) ** 3
         for k, decay in zip(jax.random.split(key), (1.7, 1.4), strict=True)
     )
-    blue, white = jnp.array([35.0, 65.0, 100.0]), jnp.array([245.0, 250.0, 255.0])
+    blue, white = np.float32([35, 65, 100]), np.float32([245, 250, 255])
     pattern_hwc = blue + (white - blue) * (smooth + 0.6 * rough) / 1.6
     return cut_off(kept * image_hwc + amount * pattern_hwc)
