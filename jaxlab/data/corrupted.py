@@ -149,13 +149,14 @@ def _write(path: pathlib.Path, array: np.ndarray) -> None:
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "xb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.write(_sum(array))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        try:
+            with open(scratch, "xb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.write(_sum(array))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(path.name, path, error, "nothing of it was left behind") from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ def elastic_constants(
     middle, arm = np.array([size[1] // 2, size[0] // 2]), side // 3
     points = middle + arm * np.array([[1, 1], [1, -1], [-1, -1]])
     blur = gaussian_matrices(size, sigma * side, truncate=3.0, border=SYMMETRIC)
-    return float(amplitude * side), *blur, reach * side, points.astype(np.float32)
+    return float(amplitude * side), *blur, float(reach * side), points.astype(np.float32)
 
 
 @on_unit_interval
