@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import math
 import os
 import pathlib
 import re
@@ -67,9 +69,10 @@ def corrupted(
       UsageError: as `corruptions.make` and the corruption; a fingerprint that is no file name.
       WriteError: the folder takes no file.
     """
+    corruption = make(name, severity, **options)
+    images_bhwc = np.asarray(images_bhwc)
     if cache_dir is not None and fingerprint is None:
         fingerprint = images_fingerprint(images_bhwc)
-    corruption = make(name, severity, **options)
     return _corrupted(images_bhwc, corruption, cache_dir, seed, fingerprint)
 
 
@@ -88,6 +91,7 @@ def corrupted_sets(
     """
     severities = list(severities)
     corruptions = [make(name, s, **options) for name in names for s in severities]
+    images_bhwc = np.asarray(images_bhwc)
     if cache_dir is not None and fingerprint is None:
         fingerprint = images_fingerprint(images_bhwc)
     for corruption in corruptions:
@@ -96,17 +100,20 @@ def corrupted_sets(
 
 
 def _corrupted(
-    images_bhwc: Any, corruption: Corruption, cache_dir: str | os.PathLike[str] | None, seed: int,
-    fingerprint: str | None,
+    images_bhwc: np.ndarray, corruption: Corruption, cache_dir: str | os.PathLike[str] | None,
+    seed: int, fingerprint: str | None,
 ) -> np.ndarray:
-    key = jax.random.key(seed, impl=KEY_KIND)
-    if cache_dir is None:
-        return np.asarray(corruption(key, images_bhwc))
+    corruption.require_images(images_bhwc)
+
+    def made() -> np.ndarray:
+        return np.asarray(corruption(jax.random.key(seed, impl=KEY_KIND), images_bhwc))
+
+    if cache_dir is None or not images_bhwc.size:
+        return made()
     path = pathlib.Path(cache_dir) / _file_name(fingerprint, corruption, seed)
-    kept = _read(path, np.shape(images_bhwc))
+    kept = _read(path, images_bhwc.shape)
     if kept is None:
-        _write(path, np.asarray(corruption(key, images_bhwc)))
-        kept = np.load(path, mmap_mode="r", allow_pickle=False)
+        kept = _write(path, made())
     return kept
 
 
@@ -120,43 +127,64 @@ def _file_name(fingerprint: str, corruption: Corruption, seed: int) -> str:
     return f"{fingerprint}-{corruption.name}-{corruption.severity}{options}-{seed}-v{VERSION}.npy"
 
 
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What stands before the values in a NumPy file of uint8."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
+
+
+def _checksum(array: np.ndarray) -> bytes:
+    return zlib.crc32(memoryview(array).cast("B")).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _mapped(path: pathlib.Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.memmap(path, np.uint8, "r", len(_header(shape)), shape)
+
+
 def _read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array of a file, mapped into memory; None without one, or with a damaged one, told."""
-    if not path.exists():
-        return None
+    header = _header(shape)
     try:
-        kept = np.load(path, mmap_mode="r", allow_pickle=False)
         with open(path, "rb") as file:
-            file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+            begins, num_bytes = file.read(len(header)), file.seek(0, os.SEEK_END)
+            file.seek(-min(CHECKSUM_BYTES, num_bytes), os.SEEK_END)
             checksum = file.read()
-        whole = path.stat().st_size == kept.offset + kept.nbytes + CHECKSUM_BYTES
-        if (kept.dtype, kept.shape, whole) == (np.uint8, shape, True) and checksum == _sum(kept):
+        expected = len(header) + math.prod(shape) + CHECKSUM_BYTES
+        if num_bytes != expected:
+            found = f"{num_bytes} bytes, expected {expected}"
+        elif begins != header:
+            found = f"no header of uint8 {list(shape)}"
+        elif checksum != _checksum(kept := _mapped(path, shape)):
+            found = "the checksum is another"
+        else:
             return kept
-        found = f"{kept.dtype} {list(kept.shape)}, expected uint8 {list(shape)} and its checksum"
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         found = " ".join(str(error).split())
     log.warning("the kept images %r are damaged and are made again (%s)", str(path), found)
     return None
 
 
-def _sum(array: np.ndarray) -> bytes:
-    values = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
-    return zlib.crc32(values).to_bytes(CHECKSUM_BYTES, "little")
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes the file so that a reader sees all of it or none."""
+def _write(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
+    """Writes a file so that a reader sees all of it or none; returns its array as `_read` does."""
+    array = np.ascontiguousarray(array)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(scratch, "xb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.write(_sum(array))
+                file.write(_header(array.shape))
+                file.write(array)
+                file.write(_checksum(array))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
+        return _mapped(path, array.shape)
     except OSError as error:
         raise WriteError(path.name, path, error, "nothing of it was left behind") from error

@@ -71,6 +71,12 @@ def flip(path):
     path.write_bytes(bytes(data))
 
 
+def flip_header(path):
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(bytes(data))
+
+
 def without_checksum(path):
     np.save(path, np.load(path))
 
@@ -83,7 +89,9 @@ def floats(path):
     np.save(path, np.load(path).astype(np.float32))
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, without_checksum, other_shape, floats])
+@pytest.mark.parametrize(
+    "damage", [cut, empty, flip, flip_header, without_checksum, other_shape, floats]
+)
 def test_a_damaged_file_is_made_again_with_one_line(tmp_path, caplog, damage):
     corrupted(IMAGES, NAME, 2, cache_dir=tmp_path)
     path = kept(tmp_path)
@@ -97,6 +105,12 @@ def test_a_damaged_file_is_made_again_with_one_line(tmp_path, caplog, damage):
     message = record.getMessage()
     assert path.name in message and "damaged and are made again" in message
     assert "\n" not in message
+
+
+def test_what_is_kept_is_not_handed_out_for_wrong_input(tmp_path):
+    corrupted(IMAGES, NAME, 2, cache_dir=tmp_path, fingerprint="set")
+    with pytest.raises(UsageError, match="dtype float32; expected uint8"):
+        corrupted(IMAGES.astype(np.float32), NAME, 2, cache_dir=tmp_path, fingerprint="set")
 
 
 def test_a_folder_that_takes_no_file_is_named(tmp_path):

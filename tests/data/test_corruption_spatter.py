@@ -8,7 +8,6 @@ from scipy import ndimage
 from jaxlab.data import corruptions
 from jaxlab.data.corruptions import spatter
 
-
 find_edges = jax.jit(spatter.canny, static_argnums=(1, 2))
 find_distance = jax.jit(spatter.distance)
 equalised = jax.jit(spatter.equalise, static_argnums=1)
@@ -22,12 +21,7 @@ def blobs(seed: int) -> np.ndarray:
 
 def canny(levels: np.ndarray, low: int, high: int) -> np.ndarray:
     """Canny's algorithm pixel by pixel, after OpenCV's documentation, gradients by SciPy."""
-    dx, dy = (
-        ndimage.convolve(
-            ndimage.sobel(levels, axis=axis, mode="nearest"), [[1]], mode="nearest"
-        )
-        for axis in (1, 0)
-    )
+    dx, dy = (ndimage.sobel(levels, axis=axis, mode="nearest") for axis in (1, 0))
     size = np.pad(np.abs(dx) + np.abs(dy), 1)
     weak = np.zeros(levels.shape, bool)
     for y, x in np.ndindex(levels.shape):

@@ -162,7 +162,7 @@ class Corruption:
         Args:
           key: a typed key of `jax.random.key`, of its default kind.
           images_bhwc: uint8 levels [b, 32, 32, 3]; with `any_size` also of other sizes from 8 on,
-            and, where `one_channel` of the kind says so, [b, h, w, 1].
+            and, but for those that need colour, [b, h, w, 1].
           index: int [b], the number of each image in its set; by default 0, 1, ...
 
         Returns:
@@ -175,7 +175,7 @@ class Corruption:
         _require_key(key)
         if not isinstance(images_bhwc, jax.Array):
             images_bhwc = np.asarray(images_bhwc)
-        self._require_images(images_bhwc)
+        self.require_images(images_bhwc)
         index = _index(index, len(images_bhwc))
         if self._kind.on_host is not None:
             if isinstance(images_bhwc, jax.core.Tracer):
@@ -191,7 +191,12 @@ class Corruption:
         run = functools.partial(_corrupt_chunk, self._kind.function, constants, key)
         return (_in_traced_chunks if traced else _in_chunks)(run, images_bhwc, index)
 
-    def _require_images(self, images_bhwc: Any) -> None:
+    def require_images(self, images_bhwc: Any) -> None:
+        """Checks the dtype and shape of images.
+
+        Raises:
+          UsageError: they are not what the corruption takes.
+        """
         if images_bhwc.dtype != np.uint8:
             raise UsageError(
                 f"{self.name} of images of dtype {images_bhwc.dtype}; expected uint8 levels from 0 "
