@@ -6,9 +6,10 @@ Nothing is asked of the model beyond being an `nnx.Module`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -187,7 +188,8 @@ class View:
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self.model(self.params if params is None else params)
         captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-        _, found = captured(*args, **kwargs)
+        with _own_calls(model):
+            _, found = captured(*args, **kwargs)
         outputs = {
             _join(key[:-1]): value.get_value()
             for key, value in nnx.to_flat_state(found)
@@ -226,6 +228,23 @@ def _claim_traced_arrays(model: nnx.Module) -> None:
             for name, value in list(vars(node).items()):
                 if isinstance(value, jax.core.Tracer):
                     setattr(node, name, nnx.data(value))
+
+
+@contextlib.contextmanager
+def _own_calls(model: nnx.Module) -> Iterator[None]:
+    """Capture sees methods in a class's own body only: inherited calls stand there meanwhile."""
+    lent = []
+    for _, module in nnx.iter_modules(model):
+        kind = type(module)
+        call = next((vars(c)["__call__"] for c in kind.__mro__ if "__call__" in vars(c)), None)
+        if call is not None and "__call__" not in vars(kind):
+            kind.__call__ = call
+            lent.append(kind)
+    try:
+        yield
+    finally:
+        for kind in lent:
+            del kind.__call__
 
 
 def _by_path(variables: Mapping[tuple, Any]) -> dict[str, tuple]:

@@ -362,3 +362,36 @@ def test_an_abstract_view_has_modes_too():
     x = jnp.ones((2, 3))
     out, _ = view.evaluating().apply_with_state(real.params, real.state, x)
     np.testing.assert_allclose(out, x / np.sqrt(1 + 1e-5), rtol=1e-6)
+
+
+class Twice(nnx.Module):
+    """A module whose subclass is called by what it inherits."""
+
+    def __init__(self, rngs):
+        self.inner = nnx.Linear(2, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.inner(x) * 2
+
+
+class Inherited(Twice):
+    """Defines no call of its own."""
+
+
+class Pair(nnx.Module):
+    """Both, so that what one lends must not be seen twice."""
+
+    def __init__(self, rngs):
+        self.first, self.second = Inherited(rngs), Twice(rngs)
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+def test_taps_see_modules_that_inherit_their_call_and_leave_classes_as_they_were():
+    view, x = View.of(Pair(nnx.Rngs(0))), jnp.ones((1, 2))
+    taps = view.taps(x)
+    assert list(taps) == ["", "first", "first/inner", "second", "second/inner"]
+    np.testing.assert_array_equal(taps["first"], taps["first/inner"] * 2)
+    np.testing.assert_array_equal(taps["second"], view(x))
+    assert "__call__" not in vars(Inherited)
