@@ -6,11 +6,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
-from jax.interpreters import ad, batching, mlir
 
-from jaxlab.core import platform
+from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
 
 
 def matmul(
@@ -40,19 +38,13 @@ def matmul(
             f"transpose_y={transpose_y}: the inner sizes differ"
         )
     if has_fast_derivative(x, y):
-        return _matmul_p.bind(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+        return _matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     return _product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
 def has_fast_derivative(x: jax.Array, y: jax.Array) -> bool:
     """Whether `matmul` is the primitive: both factors in float32, on one CPU device."""
     return x.dtype == y.dtype == jnp.float32 and on_one_cpu_device()
-
-
-def on_one_cpu_device() -> bool:
-    """Whether what is traced here will run on one CPU device, and on no mesh of several."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _product(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> jax.Array:
@@ -85,17 +77,14 @@ def _by_y(ct: jax.Array, x: jax.Array, y: Any, *, transpose_x: bool, transpose_y
     return matmul(x, ct, transpose_x=not transpose_x)
 
 
-def _shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> jax.core.ShapedArray:
-    return jax.core.ShapedArray((x.shape[transpose_x], y.shape[1 - transpose_y]), x.dtype)
+def _shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[int, ...]:
+    return x.shape[transpose_x], y.shape[1 - transpose_y]
 
 
 def _batched(xs: Any, axes: Any, **how: bool) -> tuple[jax.Array, int]:
     return jax.vmap(partial(_product, **how), in_axes=tuple(axes))(*xs), 0
 
 
-_matmul_p = jax.extend.core.Primitive("matmul")
-_matmul_p.def_impl(jax.jit(_product_on_cpu, static_argnames=("transpose_x", "transpose_y")))
-_matmul_p.def_abstract_eval(_shape)
-ad.defbilinear(_matmul_p, _by_x, _by_y)
-mlir.register_lowering(_matmul_p, mlir.lower_fun(_product_on_cpu, multiple_results=False))
-batching.primitive_batchers[_matmul_p] = _batched
+_matmul = bilinear(
+    "matmul", _product_on_cpu, shape=_shape, by_first=_by_x, by_second=_by_y, batched=_batched
+)

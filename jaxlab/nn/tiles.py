@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlab.nn.products import matmul, on_one_cpu_device
+from jaxlab.nn.bilinear import on_one_cpu_device
+from jaxlab.nn.products import matmul
 
 MASKED = -1e9  # added to the logits of keys that must not be seen
 FLOOR = -1000.0  # a key with this logit and a zero value always exists: an empty row gives zero
