@@ -1,10 +1,14 @@
-"""Layers: attention, the block-recurrent cell, MLP, norms, positions, the transformer block."""
+"""Layers: attention, the block-recurrent cell, convolution, MLP, norms, positions, the block."""
 
 from __future__ import annotations
 
 from jaxlab.nn.attention import Attention as Attention
+from jaxlab.nn.batch_norm import BatchNorm as BatchNorm
 from jaxlab.nn.block import Block as Block
 from jaxlab.nn.block import dropout as dropout
+from jaxlab.nn.conv import Conv as Conv
+from jaxlab.nn.conv import conv as conv
+from jaxlab.nn.conv import max_pool as max_pool
 from jaxlab.nn.decode import Cursor as Cursor
 from jaxlab.nn.initialisers import projection as projection
 from jaxlab.nn.mlp import MLP as MLP
