@@ -36,6 +36,9 @@ from jaxlab.core.loss import Metrics as Metrics
 from jaxlab.core.loss import Objective as Objective
 from jaxlab.core.loss import add_metrics as add_metrics
 from jaxlab.core.loss import masked_mean as masked_mean
+from jaxlab.core.masks import Masks as Masks
+from jaxlab.core.masks import apply_masks as apply_masks
+from jaxlab.core.masks import require_fitting_masks as require_fitting_masks
 from jaxlab.core.mesh import MESH_AXES as MESH_AXES
 from jaxlab.core.mesh import RULES as RULES
 from jaxlab.core.mesh import MeshConfig as MeshConfig

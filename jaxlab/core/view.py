@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 
 from jaxlab.core.errors import UsageError, nearest
+from jaxlab.core.masks import Masks, apply_masks, require_fitting_masks
 from jaxlab.core.paths import matches, natural_key, natural_sort
 
 Params = dict[str, jax.Array]
@@ -34,6 +35,7 @@ class View:
         twice appears once, under its first path.
       state: `{path: array}`, every other variable (running statistics, stored random counters).
       axes: `{path: logical axis names or None}`, from the `axes=` metadata of each parameter.
+      masks: `{path: bool array}`, see `masked`; mostly empty.
 
     Example, on a model that this library has never seen:
 
@@ -53,6 +55,7 @@ class View:
     _graph: Any = dataclasses.field(repr=False)
     _param_keys: dict[str, tuple] = dataclasses.field(repr=False)
     _state_keys: dict[str, tuple] = dataclasses.field(repr=False)
+    masks: Masks = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nnx.Module) -> View:
@@ -103,8 +106,11 @@ class View:
           UsageError: a parameter or state that the model does not have, or that is missing.
         """
         params = self.params if params is None else params
-        state = self.state if state is None else state
         _check(params, self._param_keys, "parameter")
+        return self._merged(apply_masks(params, self.masks) if self.masks else params, state)
+
+    def _merged(self, params: Params, state: Mapping[str, Any] | None = None) -> nnx.Module:
+        state = self.state if state is None else state
         _check(state, self._state_keys, "state")
         return nnx.merge(
             self._graph,
@@ -132,7 +138,27 @@ class View:
     def at(self, params: Params) -> View:
         """The same view with other parameters."""
         _check(params, self._param_keys, "parameter")
+        params = apply_masks(params, self.masks) if self.masks else params
         return dataclasses.replace(self, params=natural_sort(params))
+
+    def masked(self, masks: Mapping[str, jax.Array]) -> View:
+        """The same view with weights that do not count: zero in `params` and in every call.
+
+        Whatever parameters the view is then called with, it sees them masked: gradients and
+        curvature by masked weights are zero. Masks of a masked view join those that it has.
+
+        Args:
+          masks: `{path: bool array}`, true where a weight is kept.
+
+        Raises:
+          UsageError: a mask that fits no parameter, with the nearest; one of another shape or
+            dtype.
+        """
+        require_fitting_masks(self.params, masks)
+        joined = {p: self.masks[p] & mask if p in self.masks else mask for p, mask in masks.items()}
+        view = dataclasses.replace(self, masks=self.masks | joined)
+        is_abstract = any(isinstance(p, jax.ShapeDtypeStruct) for p in self.params.values())
+        return view if is_abstract else view.at(self.params)
 
     def training(self) -> View:
         """The same view with the model in training mode, as by `nnx.Module.train()`.
@@ -151,7 +177,7 @@ class View:
         return self._in_mode(train=False)
 
     def _in_mode(self, *, train: bool) -> View:
-        model = self.model()
+        model = self._merged(self.params)
         (model.train if train else model.eval)()
         graph, _, _ = nnx.split(model, nnx.Param, ...)
         return self if graph == self._graph else dataclasses.replace(self, _graph=graph)

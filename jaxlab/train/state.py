@@ -19,10 +19,12 @@ from jaxlab.core import (
     Rules,
     UsageError,
     View,
+    apply_masks,
     batch_sharding,
     named,
     param_shardings,
 )
+from jaxlab.train.sparsify import masks_of
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 """Makes the model from its random streams, for example `lambda rngs: MLP(config, rngs=rngs)`."""
@@ -114,7 +116,8 @@ def plan_state(
 
     Args:
       build: makes the model; runs under tracing only.
-      optimizer: an optax optimizer over the flat parameters.
+      optimizer: an optax optimizer over the flat parameters; with masks (`sparsify`), the
+        parameters are masked from the beginning.
       key: typed key, or a seed, from which the model and all steps draw.
       mesh: where the state lies. Parameters are sharded by their `axes` and `rules`, optimizer
         state like its parameter, the carry by rows, everything else replicated.
@@ -131,10 +134,11 @@ def plan_state(
 
     def make(metrics: Iterable[str]) -> TrainState:
         view = View.of(build(nnx.Rngs(named(key, "init"))))
+        opt_state = optimizer.init(view.params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=view.params,
-            opt_state=optimizer.init(view.params),
+            params=apply_masks(view.params, masks_of(opt_state)),
+            opt_state=opt_state,
             model_state=view.state,
             key=named(key, "train"),
             carry=carry(),

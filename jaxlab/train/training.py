@@ -27,6 +27,7 @@ from jaxlab.core import (
     num_row_shards,
     place_rows,
     require_rows,
+    use_mesh,
 )
 from jaxlab.data import Prefetch, Stream
 from jaxlab.results import MetricWriter, NoMetrics
@@ -40,6 +41,7 @@ from jaxlab.train.planning import cost_lines, step_cost
 from jaxlab.train.pods import Pod
 from jaxlab.train.progress import ProgressBar
 from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
+from jaxlab.train.sparsity import SparsityConfig, start_sparse
 from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
 from jaxlab.train.step import make_step, metric_names
 from jaxlab.train.stopping import (
@@ -163,6 +165,7 @@ def run_training(
     tokens_per_step: int | None = None,
     description: str = "",
     rules: Rules = RULES,
+    sparsity: SparsityConfig | None = None,
 ) -> tuple[View, Run]:
     """Trains a model in a workdir, or continues the training that is there.
 
@@ -188,6 +191,9 @@ def run_training(
       tokens_per_step: targets in one step, for the rate shown.
       description: words before the progress bar.
       rules: logical axis to mesh axes.
+      sparsity: how the model is sparse, see `SparsityConfig`; None, or a density of 1: not at all.
+        The masks are in the state of the optimizer, see `masks_of`, and so in the checkpoints;
+        `snip` and `synflow` find them on the first batch.
 
     Returns:
       The view of the trained model, with its arrays, and the run.
@@ -199,7 +205,7 @@ def run_training(
       TrainingInterrupted: SIGINT or SIGTERM; all is saved.
     """
     mesh = make_mesh(config.mesh)
-    optimizer = optimizers.build(config.optimizer, config.steps)
+    optimizer = _optimizer(config, sparsity)
     plan = _plan(config, build, optimizer, init_carry, mesh, rules)
     plan = plan.with_metrics(_metric_names(plan, objective, stream, config.batch_size))
     if plan.notes:
@@ -212,6 +218,10 @@ def run_training(
         reduce_once=config.reduce_once,
     )
     beginning = stream.state()
+
+    def first() -> TrainState:
+        return _begun(plan, optimizer, sparsity, objective, stream, mesh, rules)
+
     kept = {name: getattr(config, name) for name in KEPT}
     with Checkpoints(workdir / FOLDER, **kept) as checkpoints:
         recovery = Recovery(
@@ -226,7 +236,7 @@ def run_training(
                 return _trained(plan.view, run.state), run
             try:
                 with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
-                    state = _first_state(plan, restored, stream, beginning, writer)
+                    state = _first_state(plan, restored, stream, beginning, writer, first)
                     recovery.pass_over(stream, int(state.step))
                     all_hooks = [
                         *_watchdogs(config, checkpoints),
@@ -268,6 +278,7 @@ def describe(
     objective: Objective | None = None,
     batch: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     pod: Pod | None = None,
+    sparsity: SparsityConfig | None = None,
 ) -> list[str]:
     """Lines on the size, memory, sharding and length of a run, from shapes alone.
 
@@ -282,7 +293,7 @@ def describe(
       UsageError: sizes that do not fit each other or the devices; a pod without objective or batch.
     """
     mesh = make_mesh(config.mesh)
-    optimizer = optimizers.build(config.optimizer, config.steps)
+    optimizer = _optimizer(config, sparsity)
     plan = _plan(config, build, optimizer, init_carry, mesh, rules)
     state = plan.abstract
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
@@ -291,6 +302,7 @@ def describe(
     return [
         f"devices: {mesh.size} {mesh.devices.flat[0].device_kind} ({axes or 'one device'})",
         f"parameters: {plan.view.num_params:,}, {_memory(state.params)}",
+        *_sparsity_lines(sparsity, state.params),
         f"optimizer state: {_memory(state.opt_state)}",
         f"recurrent state: {_memory(state.carry)}",
         f"batch: {config.batch_size} rows in {config.accumulate} micro-batches, "
@@ -299,6 +311,17 @@ def describe(
         *_sharding_lines(state.params),
         *(f"replicated: {note}" for note in plan.notes),
         *_pod_lines(config, plan, optimizer, mesh, rules, tokens_per_step, objective, batch, pod),
+    ]
+
+
+def _sparsity_lines(sparsity: SparsityConfig | None, params: Mapping[str, Any]) -> list[str]:
+    if sparsity is None:
+        return []
+    counts = sparsity.counts(params)
+    kept, size = sum(counts.values()), sum(params[path].size for path in counts)
+    return [
+        f"kept weights: {kept:,} of {size:,} in {len(counts)} kernels, density {kept / size:.4g} "
+        f"({sparsity.method})"
     ]
 
 
@@ -322,6 +345,11 @@ def _pod_lines(
     )
     cost = step_cost(step, plan, batch, mesh)
     return cost_lines(cost, plan, pod, steps=config.steps, tokens_per_step=tokens_per_step)
+
+
+def _optimizer(config: TrainConfig, sparsity: SparsityConfig | None) -> Any:
+    optimizer = optimizers.build(config.optimizer, config.steps)
+    return optimizer if sparsity is None else sparsity.optimizer(optimizer, config.steps)
 
 
 def _plan(
@@ -349,13 +377,13 @@ def _metric_names(
 
 def _first_state(
     plan: StatePlan, restored: Restored | None, stream: Stream, beginning: Any,
-    writer: MetricWriter | NoMetrics,
+    writer: MetricWriter | NoMetrics, first: Callable[[], TrainState],
 ) -> TrainState:
     """The state to begin with; data and metrics are brought to the same step."""
     if restored is None:
         stream.restore(beginning)
         writer.truncate(0)
-        return plan.init()
+        return first()
     state = restored.state
     if state.carry is None and plan.abstract.carry is not None:
         log.warning("the checkpoint was saved with another batch_size: the carry begins anew")
@@ -363,6 +391,23 @@ def _first_state(
     stream.restore(restored.data_state)
     writer.truncate(int(state.step))
     return state
+
+
+def _begun(
+    plan: StatePlan, optimizer: Any, sparsity: SparsityConfig | None, objective: Objective,
+    stream: Stream, mesh: Mesh, rules: Rules,
+) -> TrainState:
+    """The state of a run of which there is no checkpoint."""
+    state = plan.init()
+    if sparsity is None:
+        return state
+    place = stream.state()
+    batch = _transfer(mesh, rules)(next(stream))
+    stream.restore(place)
+    with use_mesh(mesh, rules):
+        return start_sparse(
+            sparsity, optimizer, plan.view, state, objective=objective, batch=batch
+        )
 
 
 def _watchdogs(config: TrainConfig, checkpoints: Checkpoints) -> list[Hook]:

@@ -1,0 +1,127 @@
+"""Cost of masks in a training step: ratios measured in one run, one JSON object a line.
+
+    python -m benchmarks.masks
+    python -m benchmarks.masks --net=mlp --steps=20 --rounds=5
+
+For each net, whole steps of AdamW on a batch of 128 images, float32, density 0.1, on one core:
+* `static`: time of a step with masks that stay, over that of a step without masks;
+* `rigl`: the same with masks that may change, in steps without a change;
+* `rigl_with_change`: the same, with one step in `--every` that changes them;
+* `change`: time of a step that changes the masks, over that of a step without masks.
+
+Times are process CPU seconds, the least of `--steps` a round, variants taking turns for `--rounds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from benchmarks.block_recurrent import positive, take_turns
+
+NETS = ("mlp", "cnn")
+
+
+def main() -> None:
+    """Measures the nets; prints a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--net", action="append", choices=NETS)
+    parser.add_argument("--steps", type=positive, default=10, help="of each variant in a round")
+    parser.add_argument("--rounds", type=positive, default=10)
+    parser.add_argument("--every", type=positive, default=100)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for net in args.net or NETS:
+        print(json.dumps(measure(net, args.steps, args.rounds, args.every)), flush=True)
+
+
+def build(net: str, rngs: Any) -> Any:
+    """The MLP 784-512-512-10, or three convolutions with pooling and a dense layer."""
+    import jax
+    from flax import nnx
+
+    if net == "mlp":
+        sizes = (784, 512, 512, 10)
+        layers = [
+            nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        ]
+        between = [jax.nn.relu] * (len(layers) - 1)
+        parts = [lambda x: x.reshape(len(x), -1), layers[0]]
+        for activation, layer in zip(between, layers[1:], strict=True):
+            parts += [activation, layer]
+        return nnx.Sequential(*parts)
+    sizes = (3, 32, 64, 64)
+    parts = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        parts += [nnx.Conv(a, b, (3, 3), rngs=rngs), jax.nn.relu]
+        parts.append(lambda x: nnx.avg_pool(x, (2, 2), (2, 2)))
+    return nnx.Sequential(*parts, lambda x: x.mean((1, 2)), nnx.Linear(64, 10, rngs=rngs))
+
+
+def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
+    """Times the variants of one net in turns."""
+    import jax
+    import numpy as np
+    import optax
+
+    from jaxlab import objectives, train
+    from jaxlab.core import MeshConfig, make_mesh
+
+    train.reuse_memory()
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    shape = (28, 28, 1) if net == "mlp" else (32, 32, 3)
+    rng = np.random.default_rng(0)
+    batch = {
+        "inputs": rng.random((128, *shape), np.float32), "targets": rng.integers(0, 10, 128)
+    }
+    never, always = 2**30, 1
+
+    def run_of(method: str | None, every: int) -> Any:
+        optimizer, sparsity = optax.adamw(1e-3, weight_decay=0.1), None
+        if method is not None:
+            sparsity = train.SparsityConfig(method, 0.1, every=every, end=2**30)
+            optimizer = sparsity.optimizer(optimizer, 2**30)
+        view, state, _ = train.init_state(
+            lambda rngs: build(net, rngs), optimizer, key=0, mesh=mesh,
+            metric_names=("accuracy", "grad_norm", "loss"),
+        )
+        if sparsity is not None:
+            state = train.start_sparse(sparsity, optimizer, view, state)
+        step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
+        place = {name: jax.device_put(rows) for name, rows in batch.items()}
+        kept = [step(state, place)]
+
+        def run() -> None:
+            kept[0] = jax.block_until_ready(step(kept[0], place))
+
+        run()
+        return run
+
+    runs = {
+        "plain": run_of(None, never), "static": run_of("random", never),
+        "rigl": run_of("rigl", never), "change": run_of("rigl", always),
+    }
+    seconds = {
+        name: min(taken)
+        for name, taken in take_turns(runs, num_steps, num_rounds, lambda: None).items()
+    }
+    plain = seconds["plain"]
+    with_change = seconds["rigl"] + (seconds["change"] - seconds["rigl"]) / every
+    return {
+        "net": net,
+        "plain_ms": round(1e3 * plain, 2),
+        "static": round(seconds["static"] / plain, 3),
+        "rigl": round(seconds["rigl"] / plain, 3),
+        "rigl_with_change": round(with_change / plain, 3),
+        "change": round(seconds["change"] / plain, 2),
+        "every": every,
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
