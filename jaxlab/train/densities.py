@@ -58,7 +58,7 @@ def densities(
     >>> net = {'a/kernel': (784, 64), 'b/kernel': (64, 64), 'c/kernel': (64, 10)}
     >>> net = {path: jax.ShapeDtypeStruct(shape, 'float32') for path, shape in net.items()}
     >>> densities(net, total=26_432)
-    {'a/kernel': 22443, 'b/kernel': 3349, 'c/kernel': 640}
+    {'a/kernel': 22409, 'b/kernel': 3383, 'c/kernel': 640}
     >>> densities(net, total=26_432, rule='level')
     {'a/kernel': 21696, 'b/kernel': 4096, 'c/kernel': 640}
     """
@@ -70,8 +70,8 @@ def densities(
         if count < kernels[path][-1] and not allow_empty_units:
             raise UsageError(
                 f"{path!r} of {sizes[path]:,} weights would keep {count:,}, fewer than one for "
-                f"each of its {kernels[path][-1]:,} outputs; take a higher density or another rule, or "
-                "accept outputs without inputs by allow_empty_units=True"
+                f"each of its {kernels[path][-1]:,} outputs; take a higher density or another "
+                "rule, or accept outputs without inputs by allow_empty_units=True"
             )
     return counts
 

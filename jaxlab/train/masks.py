@@ -245,12 +245,15 @@ def _largest_of_all(
     scores: Mapping[str, jax.Array], count: int | jax.Array, among: Masks | None = None
 ) -> Masks:
     """The largest of all together, but of each kernel at least one."""
-    best = {
-        path: keep_largest({path: s}, 1, among and {path: among[path]})[path]
-        for path, s in scores.items()
-    }
-    scores = {path: jnp.where(best[path], jnp.inf, s) for path, s in scores.items()}
+    if among is not None:
+        scores = {path: jnp.where(among[path], s, -1) for path, s in scores.items()}
+    scores = {path: jnp.where(_is_first_best(s), jnp.inf, s) for path, s in scores.items()}
     return keep_largest(scores, count, among)
+
+
+def _is_first_best(scores: jax.Array) -> jax.Array:
+    best = jnp.arange(scores.size) == jnp.argmax(scores)
+    return best.reshape(scores.shape)
 
 
 def _require_finite(scores: Mapping[str, jax.Array], what: str) -> None:

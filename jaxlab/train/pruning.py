@@ -96,9 +96,8 @@ class Gradual:
 class Regrow:
     """Drops kept weights of small magnitude, and lets as many grow elsewhere in their kernel.
 
-    Behind step t the fraction `drop / 2 (1 + cos(pi t / end))` of a kernel's kept weights, rounded
-    down, is dropped, those least in magnitude; of all others, the dropped ones included, as many
-    grow: at random (SET, arXiv 1707.04780), or where the gradient is largest (RigL, arXiv
+    Behind step t the fraction `drop / 2 (1 + cos(pi t / end))` of a kernel's kept weights is
+    dropped, those least in magnitude; of all others, the dropped ones included, as many grow: at random (SET, arXiv 1707.04780), or where the gradient is largest (RigL, arXiv
     1911.11134). A weight that is dropped and grows at once keeps its value, all others begin at
     zero.
 
@@ -139,7 +138,7 @@ class Regrow:
         changed = {}
         for path, mask in masks.items():
             count = mask.sum()
-            moved = jnp.floor(fraction * count).astype(count.dtype)
+            moved = jnp.round(fraction * count).astype(count.dtype)
             left = keep_largest({path: _size(params[path])}, count - moved, masks)[path]
             scores = _size(grads[path])
             if self.by == "random":
