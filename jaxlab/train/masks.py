@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxlab.core import Batch, Masks, Objective, Params, UsageError, View, apply_masks, named
 from jaxlab.train.densities import densities, require_counts
 from jaxlab.train.kernels import kernel_shape, prunable
-from jaxlab.train.selection import keep_largest
+from jaxlab.train.selection import keep_largest, mark_largest
 
 Kept = Mapping[str, int] | float
 """`{path: number of weights kept}`, or a density of every kernel."""
@@ -69,7 +69,8 @@ def magnitude(
     if scope == "local":
         return _largest_of_each(scores, counts)
     tiny = jnp.finfo(jnp.float32).tiny
-    scores = {path: s / jnp.maximum(jnp.linalg.norm(s.ravel()), tiny) for path, s in scores.items()}
+    norms = {path: jnp.sqrt(jnp.square(s).sum()) for path, s in scores.items()}
+    scores = {path: s / jnp.maximum(norms[path], tiny) for path, s in scores.items()}
     return _largest_of_all(scores, sum(counts.values()))
 
 
@@ -247,13 +248,8 @@ def _largest_of_all(
     """The largest of all together, but of each kernel at least one."""
     if among is not None:
         scores = {path: jnp.where(among[path], s, -1) for path, s in scores.items()}
-    scores = {path: jnp.where(_is_first_best(s), jnp.inf, s) for path, s in scores.items()}
+    scores = {path: jnp.where(mark_largest(s), jnp.inf, s) for path, s in scores.items()}
     return keep_largest(scores, count, among)
-
-
-def _is_first_best(scores: jax.Array) -> jax.Array:
-    best = jnp.arange(scores.size) == jnp.argmax(scores)
-    return best.reshape(scores.shape)
 
 
 def _require_finite(scores: Mapping[str, jax.Array], what: str) -> None:

@@ -97,9 +97,9 @@ class Regrow:
     """Drops kept weights of small magnitude, and lets as many grow elsewhere in their kernel.
 
     Behind step t the fraction `drop / 2 (1 + cos(pi t / end))` of a kernel's kept weights is
-    dropped, those least in magnitude; of all others, the dropped ones included, as many grow: at random (SET, arXiv 1707.04780), or where the gradient is largest (RigL, arXiv
-    1911.11134). A weight that is dropped and grows at once keeps its value, all others begin at
-    zero.
+    dropped, those least in magnitude; of all others, the dropped ones included, as many grow: at
+    random (SET, arXiv 1707.04780), or where the gradient is largest (RigL, arXiv 1911.11134). A
+    weight that is dropped and grows at once keeps its value, all others begin at zero.
 
     Attributes:
       by: `random` or `gradient`.

@@ -39,6 +39,17 @@ def keep_largest(
     return dict(zip(paths, marked, strict=True))
 
 
+def mark_largest(scores: jax.Array) -> jax.Array:
+    """Marks the largest of one array, the first one of those that are.
+
+    >>> mark_largest(jnp.array([1., 3., 3.])).tolist()
+    [False, True, False]
+    """
+    (places,) = _places([scores])
+    is_best = scores == scores.max()
+    return is_best & (places == jnp.where(is_best, places, scores.size).min())
+
+
 @jax.jit
 def _keep_largest(
     scores: tuple[jax.Array, ...], count: jax.Array, among: tuple[jax.Array, ...] | None

@@ -18,7 +18,7 @@ from jaxlab.train.densities import Rule, densities
 from jaxlab.train.kernels import prunable
 from jaxlab.train.pruning import Gradual, MaskChange, Regrow
 from jaxlab.train.sparse_init import rescale, sparse_init
-from jaxlab.train.sparsify import SparseState, sparsify
+from jaxlab.train.sparsify import SparseState, masks_of, sparsify
 from jaxlab.train.state import TrainState
 
 Method = Literal["random", "magnitude", "snip", "synflow", "n_m", "gradual", "set", "rigl"]
@@ -248,6 +248,25 @@ def start_sparse(
 
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(start, out_shardings=places, donate_argnums=0)(state, first)
+
+
+def require_masks_of(config: SparsityConfig, state: TrainState) -> None:
+    """Checks that the masks of a restored state keep as many weights as the config does.
+
+    Raises:
+      UsageError: they do not. Those of gradual pruning may keep any number.
+    """
+    masks = masks_of(state.opt_state)
+    wanted = {p: n for p, n in config.counts(state.params).items() if n < state.params[p].size}
+    found = {path: int(mask.sum()) for path, mask in masks.items()}
+    if config.method in _GLOBAL:
+        wanted, found = ({"all kernels": sum(each.values())} for each in (wanted, found))
+    for path in () if config.method == "gradual" else wanted:
+        if found[path] != wanted[path]:
+            raise UsageError(
+                f"the checkpoint is of another sparsity: it keeps {found[path]:,} weights of "
+                f"{path!r}, this config {wanted[path]:,}; use that run's config or another workdir"
+            )
 
 
 def _first_params(config: SparsityConfig, params: Params, masks: Masks) -> Params:

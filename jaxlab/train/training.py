@@ -41,7 +41,7 @@ from jaxlab.train.planning import cost_lines, step_cost
 from jaxlab.train.pods import Pod
 from jaxlab.train.progress import ProgressBar
 from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
-from jaxlab.train.sparsity import SparsityConfig, start_sparse
+from jaxlab.train.sparsity import SparsityConfig, require_masks_of, start_sparse
 from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
 from jaxlab.train.step import make_step, metric_names
 from jaxlab.train.stopping import (
@@ -231,6 +231,8 @@ def run_training(
         signals = StopOnSignal()
         while True:
             restored = checkpoints.restore(plan.abstract)
+            if restored is not None and sparsity is not None:
+                require_masks_of(sparsity, restored.state)
             if restored is not None and int(restored.state.step) >= config.steps:
                 run = Run(restored.state, int(restored.state.step), config.steps, stream)
                 return _trained(plan.view, run.state), run

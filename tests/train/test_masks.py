@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab import train
-from jaxlab.core import Loss, UsageError, View
+from jaxlab.core import Loss, UsageError, View, use_mesh
 from jaxlab.train import keep_largest, masks
 
 KEY = jax.random.key(0)
@@ -149,6 +149,23 @@ def test_masks_of_sharded_parameters_are_the_same(eight):
         one, many = method({path: PARAMS[path] for path in KERNELS}), jax.jit(method)(sharded)
         for path in KERNELS:
             np.testing.assert_array_equal(one[path], many[path])
+
+
+def test_on_a_mesh_devices_tell_each_other_counts_alone(eight):
+    place = NamedSharding(eight, PartitionSpec("fsdp", "tensor"))
+    arrays = [jax.ShapeDtypeStruct((64, 32), kind, sharding=place) for kind in ("float32", bool)]
+    params, kept = ({"a/kernel": array, "b/kernel": array} for array in arrays)
+    regrow = train.Regrow("gradient", end=100)
+    for program, args in (
+        (lambda p, m: regrow.change(jnp.int32(4), p, p, m), (params, kept)),
+        (lambda p: masks.random(KEY, p, 0.3), (params,)),
+        (lambda p: masks.magnitude(p, 0.3, "global"), (params,)),
+    ):
+        with use_mesh(eight):
+            jitted = jax.jit(program, out_shardings={path: place for path in params})
+            text = jitted.lower(*args).compile().as_text()
+        assert "all-reduce" in text
+        assert not any(op in text for op in ("all-gather", "all-to-all", "collective-permute"))
 
 
 def squared(model, batch, carry, key) -> Loss:

@@ -40,7 +40,9 @@ def assert_masked(state, counts):
     assert {path: int(mask.sum()) for path, mask in masks.items()} == counts
     for path, mask in masks.items():
         kernel = np.asarray(state.params[path])
-        assert not kernel[~np.asarray(mask)].any() and kernel[np.asarray(mask)].all()
+        assert not kernel[~np.asarray(mask)].any()
+        # One that has just grown, or whose unit nothing reads, may be zero too.
+        assert np.count_nonzero(kernel) > 0.6 * counts[path]
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -168,9 +170,9 @@ def test_rigl_drops_the_smallest_and_grows_by_gradient():
             moved = round(0.25 * (1 + math.cos(math.pi * t / 8)) * 40)
             size = np.where(old, np.abs(last), -1).ravel()
             left = np.zeros(80, bool)
-            left[np.argsort(-size)[: 40 - moved]] = True
+            left[np.argsort(-size, kind="stable")[: 40 - moved]] = True
             score = np.where(left, -1, np.abs(gradients[t]).ravel())
-            left[np.argsort(-score)[:moved]] = True
+            left[np.argsort(-score, kind="stable")[:moved]] = True
             np.testing.assert_array_equal(after, left.reshape(8, 10))
             grown = after & ~old
             assert grown.any() and not now[grown].any()
@@ -265,6 +267,13 @@ def test_a_sparse_run_is_taken_up_to_the_bit(toy, tmp_path):
     for path, mask in train.masks_of(again.state.opt_state).items():
         np.testing.assert_array_equal(restored[path], mask)
         np.testing.assert_array_equal(view.masked({path: mask}).params[path], view.params[path])
+
+
+def test_a_checkpoint_of_another_sparsity_is_refused(toy, tmp_path):
+    run(toy, tmp_path, train.SparsityConfig("set", 0.5, rule="uniform"))
+    other = train.SparsityConfig("set", 0.75, rule="uniform")
+    with pytest.raises(UsageError, match="keeps 8 weights of 'down/kernel', this config 12; use"):
+        run(toy, tmp_path, other)
 
 
 def start(toy, one, config, objective=None, batch=None):
