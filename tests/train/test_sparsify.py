@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -10,7 +11,16 @@ import optax
 import pytest
 
 from jaxlab import train
-from jaxlab.core import MeshConfig, UsageError, apply_masks, batch_sharding, place_rows
+from jaxlab.core import (
+    MeshConfig,
+    UsageError,
+    apply_masks,
+    batch_sharding,
+    from_dict,
+    override,
+    place_rows,
+    to_dict,
+)
 
 OPTIMIZERS = {
     "sgd": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.01, 0.9)),
@@ -362,6 +372,18 @@ def test_a_description_counts_the_kept_weights(toy):
 def test_fields_of_a_config_are_checked(fields, words):
     with pytest.raises(UsageError, match=words):
         train.SparsityConfig(**fields)
+
+
+def test_a_config_is_set_from_the_command_line_and_kept_as_json():
+    flags = {
+        "method": "rigl", "density": "none", "total": "26432", "rule": "level",
+        "own_params": "*_0/*", "own_densities": "1.0", "end": "50",
+    }
+    config = override(train.SparsityConfig(), flags)
+    assert config == train.SparsityConfig(
+        "rigl", None, 26432, "level", own_params=("*_0/*",), own_densities=(1.0,), end=50
+    )
+    assert from_dict(train.SparsityConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_pruning_that_ends_behind_the_run_is_refused():
