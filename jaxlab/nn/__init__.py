@@ -6,6 +6,8 @@ from jaxlab.nn.attention import Attention as Attention
 from jaxlab.nn.batch_norm import BatchNorm as BatchNorm
 from jaxlab.nn.block import Block as Block
 from jaxlab.nn.block import dropout as dropout
+from jaxlab.nn.block_sparse import BlockLayout as BlockLayout
+from jaxlab.nn.block_sparse import block_sparse_matmul as block_sparse_matmul
 from jaxlab.nn.conv import Conv as Conv
 from jaxlab.nn.conv import conv as conv
 from jaxlab.nn.conv import max_pool as max_pool
@@ -21,12 +23,12 @@ from jaxlab.nn.recurrent_attention import StateReadingAttention as StateReadingA
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell as BlockRecurrentCell
 from jaxlab.nn.rnn_cell import BlockRecurrentRNNCell as BlockRecurrentRNNCell
 from jaxlab.nn.segment import Segment as Segment
-from jaxlab.nn.state_update import GATES as GATES
-from jaxlab.nn.state_update import UPDATES as UPDATES
 from jaxlab.nn.state_update import DualUpdate as DualUpdate
 from jaxlab.nn.state_update import FixedGate as FixedGate
+from jaxlab.nn.state_update import GATES as GATES
 from jaxlab.nn.state_update import GRUGate as GRUGate
 from jaxlab.nn.state_update import LSTMGate as LSTMGate
 from jaxlab.nn.state_update import SingleUpdate as SingleUpdate
 from jaxlab.nn.state_update import SkipUpdate as SkipUpdate
+from jaxlab.nn.state_update import UPDATES as UPDATES
 from jaxlab.nn.tiles import attend as attend
