@@ -298,15 +298,14 @@ def summary(rows: Sequence[dict]) -> dict:
     for row in rows:
         of = largest[row["pass"]].setdefault(row["n"], {})
         for name, ratio in row["over_dense"].items():
-            wins = not isinstance(ratio, str) and ratio <= FASTER
-            of[name] = max(of.get(name, 0), row["kept"][name] if wins else 0)
+            so_far = of.setdefault(name, "NONE")
+            if not isinstance(ratio, str) and ratio <= FASTER:
+                share = row["kept"][name]
+                of[name] = share if so_far == "NONE" else max(share, so_far)
     return {
         "summary": "largest density at which a way is faster than dense",
         "faster": f"at most {FASTER} of its time",
-        "largest_density": {
-            which: {n: {name: part or "NONE" for name, part in of.items()} for n, of in by_n.items()}
-            for which, by_n in largest.items()
-        },
+        "largest_density": largest,
         "clock": "CPU seconds, one core" if on_cpu() else "wall seconds",
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

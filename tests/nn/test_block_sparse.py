@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
+import pathlib
 import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import sparse_products
 from jaxlab.core import UsageError, batch_sharding, make_mesh, use_mesh
 from jaxlab.nn import BlockLayout, block_sparse_matmul
 
@@ -287,3 +294,87 @@ def test_whole_numbers_are_refused():
         block_sparse_matmul(numbers(2, 8), jnp.ones((2, 4, 4), jnp.int32), layout)
     with pytest.raises(UsageError, match=r"matrix of shape \(8, 4\)"):
         layout.blocks_of(jnp.ones((8, 4)))
+
+
+def test_the_benchmark_runs_and_ends_with_a_summary_of_its_lines(tmp_path):
+    table = tmp_path / "table.md"
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.sparse_products", "--quick", f"--table={table}"],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    *lines, last = map(json.loads, process.stdout.splitlines())
+    assert [(row["pass"], row["density"]) for row in lines] == list(
+        itertools.product(("forward", "gradients"), (0.1, 0.5))
+    )
+    ways = ["masked", "block16", "bcsr", "bcoo"]
+    for row in lines:
+        assert list(row["over_dense"]) == ways and row["dense_ms"] > 0
+        assert row["kept"]["block16"] == {0.1: 2 / 16, 0.5: 0.5}[row["density"]]
+        assert all(isinstance(r, str) or r > 0 for r in row["over_dense"].values())
+    assert set(last["largest_density"]) == {"forward", "gradients"}
+    for of in last["largest_density"].values():
+        assert list(of) == ["64"] and list(of["64"]) == ways
+        assert set(of["64"].values()) <= {"NONE", 0.5, 0.1001, 0.125}
+    assert len(table.read_text().splitlines()) == 2 * (2 + 2) + 1  # two tables, a line between
+
+
+def test_the_summary_names_the_largest_density_that_wins_or_none():
+    over = "over 10 times dense, not measured further"
+    rows = [
+        {
+            "pass": "forward",
+            "n": 8,
+            "density": d,
+            "dense_ms": 1.0,
+            "over_dense": {"a": a, "b": b, "c": c},
+            "kept": {"a": d, "b": 2 * d, "c": d},
+        }
+        for d, a, b, c in [(0.1, 0.5, 0.2, 2.0), (0.2, 0.95, 0.94, over), (0.5, 0.96, 1.5, over)]
+    ]
+    of = sparse_products.summary(rows)["largest_density"]
+    assert of == {"forward": {8: {"a": 0.2, "b": 0.4, "c": "NONE"}}}
+    assert "| n 8 | 0.2 | 1.00 | **0.95** | **0.94** | over 10 |" in sparse_products.table(rows)
+
+
+def test_a_way_that_takes_too_long_is_said_to_and_is_not_measured_again(monkeypatch):
+    w = np.eye(4, dtype=np.float32)
+
+    def slow(x, w):
+        return jax.lax.fori_loop(0, 10_000, lambda i, y: jnp.sin(y) * 0 + x @ w, x)
+
+    def ways(n, part, blocks):
+        yield "dense", lambda: sparse_products.Way(jnp.matmul, w, (), w, 1.0)
+        yield "slow", lambda: sparse_products.Way(slow, w, (), w, part)
+        yield "empty", lambda: None
+
+    monkeypatch.setattr(sparse_products, "ways", ways)
+    args, too_slow = SimpleNamespace(batch=2, blocks=(), cap=3, rounds=1, steps=1), {}
+    said = [
+        sparse_products.measure(4, "forward", part, too_slow, args)["over_dense"]
+        for part in (0.1, 0.5)
+    ]
+    assert [row["slow"] for row in said] == [
+        "over 3 times dense, not measured further",
+        "over 3 times dense at density 0.1, not measured here",
+    ]
+    assert said[0]["empty"] == "no block, 0.1 of so few rounds to none"
+
+
+def test_the_benchmark_measures_no_wrong_product():
+    w = np.eye(4, dtype=np.float32)
+    wrong = sparse_products.Way(jnp.matmul, w, (), 2 * w, 1.0)
+    with pytest.raises(SystemExit, match="a product is off by"):
+        sparse_products.call_of(wrong, numbers(2, 4), "forward")
+
+
+@pytest.mark.parametrize("part", ["0", "1.5", "nan", "half"])
+def test_densities_that_are_none_are_refused(part, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sparse_products", "--densities", part])
+    with pytest.raises(SystemExit):
+        sparse_products.arguments()
+    assert f"{part} is not a density over 0 and up to 1" in capsys.readouterr().err
