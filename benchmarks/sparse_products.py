@@ -1,6 +1,6 @@
 """Where a product by a sparse matrix is faster than by a dense one, if anywhere; JSON lines.
 
-    python -m benchmarks.sparse_products                   # about five minutes on one core
+    python -m benchmarks.sparse_products                   # about three minutes of one core
     python -m benchmarks.sparse_products --quick           # seconds: that it runs, not what it says
 
 `x @ W` of x [batch, n] and W [n, n], float32, by each way, its time over that of the dense product
@@ -14,7 +14,7 @@ in the same turns (below 1: faster):
 Dense and masked are `jaxlab.nn.products.matmul`. The pass `gradients` is the product and, from a
 given cotangent, the gradients by x and by the values that are stored. A line for each size, pass
 and density, then one with the largest density at which each way is faster than dense, or NONE.
-Faster is at most 0.95 of its time: less than that is noise.
+Faster is at most 0.95 of its time: runs differ by about that.
 
 On a CPU it runs on one core, and times are process CPU seconds; elsewhere wall seconds to the end
 of the computation. The least of `--rounds` times `--steps` counts, all ways taking turns, each with

@@ -341,7 +341,9 @@ def test_the_summary_names_the_largest_density_that_wins_or_none():
     assert "| n 8 | 0.2 | 1.00 | **0.95** | **0.94** | over 10 |" in sparse_products.table(rows)
 
 
-def test_a_way_that_takes_too_long_is_said_to_and_is_not_measured_again(monkeypatch):
+@pytest.mark.parametrize("on_cpu", [True, False])  # by either clock
+def test_a_way_that_takes_too_long_is_said_to_and_is_not_measured_again(on_cpu, monkeypatch):
+    monkeypatch.setattr(sparse_products, "on_cpu", lambda: on_cpu)
     w = np.eye(4, dtype=np.float32)
 
     def slow(x, w):
@@ -378,3 +380,14 @@ def test_densities_that_are_none_are_refused(part, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         sparse_products.arguments()
     assert f"{part} is not a density over 0 and up to 1" in capsys.readouterr().err
+
+
+def test_the_example_of_the_page_runs_and_keeps_what_it_says(capsys):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "sparse_execution.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(compile(example, page.name, "exec"), names)
+    capsys.readouterr()
+    layout, blocks = names["layout"], names["blocks"]
+    assert_close(names["y"], names["x"] @ placed(blocks, layout))
+    np.testing.assert_allclose(names["gradient"], 256.0)  # sums over 256 rows of ones
