@@ -12,8 +12,10 @@ from jaxlab.nn.conv import Conv as Conv
 from jaxlab.nn.conv import conv as conv
 from jaxlab.nn.conv import max_pool as max_pool
 from jaxlab.nn.decode import Cursor as Cursor
+from jaxlab.nn.image_input import ImageInput as ImageInput
 from jaxlab.nn.initialisers import projection as projection
 from jaxlab.nn.mlp import MLP as MLP
+from jaxlab.nn.norm import NORMS as NORMS
 from jaxlab.nn.norm import RMSNorm as RMSNorm
 from jaxlab.nn.norm import l2_normalise as l2_normalise
 from jaxlab.nn.position import Rotary as Rotary
@@ -23,12 +25,12 @@ from jaxlab.nn.recurrent_attention import StateReadingAttention as StateReadingA
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell as BlockRecurrentCell
 from jaxlab.nn.rnn_cell import BlockRecurrentRNNCell as BlockRecurrentRNNCell
 from jaxlab.nn.segment import Segment as Segment
+from jaxlab.nn.state_update import GATES as GATES
+from jaxlab.nn.state_update import UPDATES as UPDATES
 from jaxlab.nn.state_update import DualUpdate as DualUpdate
 from jaxlab.nn.state_update import FixedGate as FixedGate
-from jaxlab.nn.state_update import GATES as GATES
 from jaxlab.nn.state_update import GRUGate as GRUGate
 from jaxlab.nn.state_update import LSTMGate as LSTMGate
 from jaxlab.nn.state_update import SingleUpdate as SingleUpdate
 from jaxlab.nn.state_update import SkipUpdate as SkipUpdate
-from jaxlab.nn.state_update import UPDATES as UPDATES
 from jaxlab.nn.tiles import attend as attend

@@ -38,6 +38,7 @@ class Attention(RingDecoding, nnx.Module):
       causal: False looks both ways (no window, no carry).
       position: `T5Bias` (causal) or `Rotary` or None.
       extra_heads: heads whose values come from elsewhere and share the output projection.
+      use_bias: of every projection.
 
     Raises:
       UsageError: sizes that do not divide, or a combination that does not exist.
@@ -57,6 +58,7 @@ class Attention(RingDecoding, nnx.Module):
         head_scale: float = 1.0,
         position: T5Bias | Rotary | None = None,
         extra_heads: int = 0,
+        use_bias: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -70,11 +72,12 @@ class Attention(RingDecoding, nnx.Module):
             raise UsageError("include_self=False needs a window: full attention includes the token")
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
         axes = ("embed", "heads", None)
-        self.query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
-        self.key = projection(width, kv, axes, dtype=dtype, rngs=rngs)
-        self.value = projection(width, kv, axes, dtype=dtype, rngs=rngs)
+        how = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = projection(width, heads, axes, **how)
+        self.key = projection(width, kv, axes, **how)
+        self.value = projection(width, kv, axes, **how)
         out = (num_heads + extra_heads, head_dim)
-        self.output = projection(out, width, ("heads", None, "embed"), dtype=dtype, rngs=rngs)
+        self.output = projection(out, width, ("heads", None, "embed"), **how)
         self.scale = head_scales(num_heads, head_scale) if normalise else None
         self.position = position
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads

@@ -37,8 +37,8 @@ class BatchNorm(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("mlp",))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("mlp",))
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("embed",))
         self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
         self.momentum, self.epsilon = momentum, epsilon

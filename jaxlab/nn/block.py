@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ class Block(nnx.Module):
     Args:
       mixer: takes (x_btd, segment, carry) and returns (y_btd, carry); any attention of this room.
       mlp: takes and returns x_btd.
+      norm: makes both norms, called as `norm(width, dtype=dtype, rngs=rngs)`.
       dropout_rate: on the input of the mixer and the output of the MLP, where a key is given.
     """
 
@@ -29,13 +31,14 @@ class Block(nnx.Module):
         mixer: nnx.Module,
         mlp: nnx.Module,
         *,
+        norm: Callable[..., nnx.Module] = RMSNorm,
         dropout_rate: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = RMSNorm(width, dtype=dtype, rngs=rngs)
+        self.attention_norm = norm(width, dtype=dtype, rngs=rngs)
         self.attention = mixer
-        self.mlp_norm = RMSNorm(width, dtype=dtype, rngs=rngs)
+        self.mlp_norm = norm(width, dtype=dtype, rngs=rngs)
         self.mlp = mlp
         self.dropout_rate = dropout_rate
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxlab.core import UsageError
+from jaxlab.core import UsageError, constrain
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
 from jaxlab.nn.products import matmul
 
@@ -117,32 +117,41 @@ class Conv(nnx.Module):
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """[b, h, w, i] to [b, h, w, o]."""
+        # On a mesh channels are whole on both sides: XLA's partitioner (of jax 0.10.2) gives wrong
+        # derivatives by images whose rows and channels are both split.
+        x_bhwc = constrain(x_bhwc.astype(self.dtype), "batch", None, None, None)
         y_bhwc = conv(
-            x_bhwc.astype(self.dtype), self.kernel[...].astype(self.dtype),
+            x_bhwc, self.kernel[...].astype(self.dtype),
             stride=self.stride, padding=self.padding, groups=self.groups,
         )
+        y_bhwc = constrain(y_bhwc, "batch", None, None, None)
         return y_bhwc if self.bias is None else y_bhwc + self.bias[...].astype(self.dtype)
 
 
 def max_pool(
-    x_bhwc: jax.Array, window: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+    x_bhwc: jax.Array,
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    *,
+    padding: int = 0,
 ) -> jax.Array:
-    """The largest value of every window, without padding.
+    """The largest value of every window.
 
-    Windows that tile the image are an axis of a reshape (XLA differentiates `reduce_window` slowly
-    on CPU). There the derivative is shared evenly among values that are largest together; windows
-    that overlap or leave gaps give all of it to one of them.
+    Windows that tile the image are axes of a reshape (XLA differentiates `reduce_window` slowly on
+    CPU). Of values that are largest together the first has the derivative.
 
     Args:
       x_bhwc: [b, h, w, c].
       window: pixels; one number, or height and width.
       stride: pixels from one window to the next, by default the window's.
+      padding: pixels on every side that are never the largest; less than the window.
 
     Returns:
       [b, h', w', c], where h' counts the windows that fit.
 
     Raises:
-      UsageError: a window or stride below 1, or a window larger than the image.
+      UsageError: a window or stride below 1, a window larger than the image, or a padding in which
+        a window could lie.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
@@ -150,13 +159,30 @@ def max_pool(
     window = _pair(window, "window")
     stride = window if stride is None else _pair(stride, "stride")
     b, h, w, c = x_bhwc.shape
-    if window[0] > h or window[1] > w:
-        raise UsageError(f"a window of {window} on images of {(h, w)}; the most is {(h, w)}")
-    if window == stride and h % window[0] == 0 and w % window[1] == 0:
+    if not 0 <= padding < min(window):
+        raise UsageError(f"padding={padding}; expected 0 to {min(window) - 1} for {window}")
+    most = (h + 2 * padding, w + 2 * padding)
+    if window[0] > most[0] or window[1] > most[1]:
+        raise UsageError(f"a window of {window} on images of {(h, w)}; the most is {most}")
+    if not padding and window == stride and h % window[0] == 0 and w % window[1] == 0:
         rows, columns = h // window[0], w // window[1]
-        return x_bhwc.reshape(b, rows, window[0], columns, window[1], c).max(axis=(2, 4))
+        x = x_bhwc.reshape(b, rows, window[0], columns, window[1], c)
+        return _largest(_largest(x, 4), 2)
     sizes, strides = (1, *window, 1), (1, *stride, 1)
-    return lax.reduce_window(x_bhwc, -jnp.inf, lax.max, sizes, strides, "VALID")
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return lax.reduce_window(x_bhwc, -jnp.inf, lax.max, sizes, strides, pads)
+
+
+def _largest(x: jax.Array, axis: int) -> jax.Array:
+    """The largest along an axis, by comparisons in turn, NaN before all.
+
+    The derivative of `max` asks which values equal the result, and is NaN where none does: XLA may
+    compute a value twice, with and without a fused multiply-add. Here one always has it.
+    """
+    first, *others = (lax.index_in_dim(x, n, axis, keepdims=False) for n in range(x.shape[axis]))
+    for other in others:
+        first = jnp.where((other > first) | (other != other), other, first)
+    return first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,23 +19,26 @@ def projection(
     axes: Sequence[str | None],
     *,
     scale: float = 1.0,
+    use_bias: bool = False,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.LinearGeneral:
-    """A linear map over the last `len(in_dims)` axes, without bias, with logical axis names.
+    """A linear map over the last `len(in_dims)` axes, with logical axis names.
 
     The kernel [*in_dims, *out_dims] starts as a truncated normal of variance `scale / fan_in`
-    (variance scaling), in float32; the product runs in `dtype`.
+    (variance scaling), in float32; the product runs in `dtype`. With `use_bias` a bias
+    [*out_dims] is added, which starts at 0.
     """
     in_dims = (in_dims,) if isinstance(in_dims, int) else tuple(in_dims)
     return nnx.LinearGeneral(
         in_dims,
         out_dims,
         axis=tuple(range(-len(in_dims), 0)),
-        use_bias=False,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal"),
         kernel_metadata={"axes": tuple(axes)},
+        bias_metadata={"axes": tuple(axes[len(in_dims) :])},
         dot_general=project,
         rngs=rngs,
     )

@@ -28,13 +28,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nnx.Module):
-    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated; no bias.
+    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated.
 
     Args:
       width: d, of input and output.
       mlp_dim: f, of the hidden layer.
       activation: a name of `ACTIVATIONS`.
       gated: GLU variant (arXiv 2002.05202); 'gelu' gives GEGLU, 'silu' SwiGLU.
+      use_bias: of every projection.
       dtype: of the computation; parameters are float32.
     """
 
@@ -45,15 +46,20 @@ class MLP(nnx.Module):
         *,
         activation: str = "relu",
         gated: bool = False,
+        use_bias: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         def into() -> nnx.LinearGeneral:
-            return projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+            return projection(
+                width, mlp_dim, ("embed", "mlp"), use_bias=use_bias, dtype=dtype, rngs=rngs
+            )
 
         self.up = into()
         self.gate = into() if gated else None
-        self.down = projection(mlp_dim, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
+        self.down = projection(
+            mlp_dim, width, ("mlp", "embed"), use_bias=use_bias, dtype=dtype, rngs=rngs
+        )
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Normalisation: of features (RMS) and of the vectors of a head (L2).
+"""Normalisation: of features (RMS, layer, group, batch) and of the vectors of a head (L2).
 
-Both keep only their input for the backward pass: what they would keep otherwise is their factor,
-broadcast to the size of the input.
+RMS and L2 keep only their input for the backward pass: what they would keep otherwise is their
+factor, broadcast to the size of the input.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxlab.nn.batch_norm import BatchNorm
 
 EPSILON = 1e-6
 
@@ -30,6 +32,31 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d] to [..., d]."""
         return _rms(x, self.scale[...]).astype(self.dtype)
+
+
+def layer_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation of the last axis (arXiv 1607.06450), with scale and bias."""
+    return nnx.LayerNorm(width, dtype=dtype, **_AXES, rngs=rngs)
+
+
+def group_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation (arXiv 1803.08494), 16 channels a group, or all where they do not fit."""
+    groups = width // 16 if width % 16 == 0 else 1
+    return nnx.GroupNorm(width, groups, dtype=dtype, **_AXES, rngs=rngs)
+
+
+def batch_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> BatchNorm:
+    """Batch normalisation (arXiv 1502.03167) whose running statistics keep 0.9 a step.
+
+    The statistics of a batch are those of all its rows, on however many devices they lie.
+    """
+    return BatchNorm(width, momentum=0.9, dtype=dtype, rngs=rngs)
+
+
+_AXES = {"scale_metadata": {"axes": ("embed",)}, "bias_metadata": {"axes": ("embed",)}}
+
+NORMS = {"batch": batch_norm, "layer": layer_norm, "group": group_norm}
+"""Norms with scale and bias by name, each called as `norm(width, dtype=dtype, rngs=rngs)`."""
 
 
 @jax.checkpoint
