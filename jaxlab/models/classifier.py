@@ -1,0 +1,103 @@
+"""What all image classifiers have in common: their config's first fields, input and head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.core import UsageError, from_dict, platform
+from jaxlab.nn import ImageInput, projection
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """Images and classes of a classifier.
+
+    Every classifier has the whole numbers `width` and `depth`, which scale all its layers, and
+    `build(rngs)`, which makes it.
+
+    Attributes:
+      image_shape: (h, w, c).
+      num_classes: logits of an image.
+      mean, std: of the images, one a channel or one for all, in units of [0, 1]; the model takes
+        `(image - mean) / std`.
+      width, depth: what they scale is told by each model.
+      dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
+        logits are float32.
+    """
+
+    image_shape: tuple[int, ...] = (32, 32, 3)
+    num_classes: int = 10
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    width: int = 1
+    depth: int = 1
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self):
+        for name in ("num_classes", "width", "depth"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        ImageInput(self.image_shape, self.mean, self.std)
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the model."""
+        raise NotImplementedError
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype of the computation on the platform at hand."""
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+
+class Classifier(nnx.Module):
+    """Images in [0, 1] to logits: the input checked and normalised, features, a linear head.
+
+    A model that derives from it sets `head` and defines `features`.
+    """
+
+    config_class: ClassVar[type[ClassifierConfig]]
+
+    def __init__(self, config: ClassifierConfig):
+        self.config = config
+        self.dtype = config.compute_dtype
+        self.input = ImageInput(config.image_shape, config.mean, config.std, dtype=self.dtype)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], *, rngs: nnx.Rngs | None = None) -> Self:
+        """Builds the model from the dict form of its config (`core.to_dict`)."""
+        config = from_dict(cls.config_class, values)
+        return cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+
+    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
+        """Logits of images.
+
+        Args:
+          images_bhwc: floats in [0, 1], of the config's shape.
+
+        Returns:
+          float32 [b, num_classes].
+
+        Raises:
+          UsageError: images of another shape or dtype.
+        """
+        return self.head(self.features(images_bhwc)).astype(jnp.float32)
+
+    def features(self, images_bhwc: jax.Array) -> jax.Array:
+        """What the head reads, [b, d]."""
+        raise NotImplementedError
+
+
+def linear_head(width: int, config: ClassifierConfig, *, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+    """The last layer: features [b, d] to logits, with a bias."""
+    return projection(
+        width, config.num_classes, ("embed", "vocab"), use_bias=True, dtype=config.compute_dtype,
+        rngs=rngs,
+    )
