@@ -1,0 +1,172 @@
+"""The study of sparsity and robustness, from the command line to its claims."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.sparsity_robustness import VARIANTS, Config, DataConfig, StressConfig, mnist, tiny
+from experiments import sparsity_robustness as study
+from jaxlab import data, train
+from jaxlab.core import UsageError, View
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMOKE = "--config=configs/sparsity_robustness.py:smoke"
+
+
+def experiment(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # One device, as a laptop has, and programs that compile fast and run slowly.
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sparsity_robustness", *arguments], cwd=ROOT,
+        env={**os.environ, **flags}, capture_output=True, text=True, check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sparsity")
+    return workdir, experiment(SMOKE, f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.digits("train")
+
+
+def test_a_run_leaves_the_files_of_the_contract_and_numbers_with_their_command(done):
+    workdir, process = done
+    assert process.returncode == 0, process.stderr
+    found = json.loads((workdir / "results.json").read_text())
+    assert (found["experiment"], found["variant"]) == ("sparsity_robustness", "smoke")
+    assert "2206.10915" in found["paper"]
+    numbers = train.values_of(found["numbers"])
+    nets = numbers["nets"]
+    assert {"dense", "wide_erk_0.3", "falling_1", "falling_0.3", "deep_2", "skips_2"} == set(nets)
+    for test in study.TESTS:
+        assert (workdir / "figures" / f"{test}_density.png").is_file()
+        assert (workdir / "figures" / f"{test}_depth.png").is_file()
+        by_seed = numbers["accuracy % by seed"][test]
+        for name, (mean, low, high) in numbers["accuracy %"][test].items():
+            assert mean == pytest.approx(np.mean(by_seed[name])) and low <= mean <= high
+            assert all(0 <= value <= 100 for value in by_seed[name])
+    assert (workdir / "report.html").is_file()
+    text = str(found["numbers"])
+    assert "--config=configs/sparsity_robustness.py:smoke" in text and str(workdir) not in text
+
+
+def test_sparse_trainings_keep_their_weights_and_no_others(done):
+    workdir, _ = done
+    numbers = train.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
+    for name in ("wide_erk_0.3", "falling_0.3", "skips_2", "dense"):
+        for seed in (0, 1):
+            params = train.restore_params(workdir / name / f"seed{seed}")
+            kept = sum(np.count_nonzero(params[path]) for path in train.prunable(params))
+            assert kept == numbers["nets"][name]["kept weights"]
+
+
+def test_a_complete_workdir_is_only_drawn_again(done):
+    workdir, _ = done
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("metrics.jsonl")}
+    results = (workdir / "results.json").read_bytes()
+    (workdir / "figures" / "pgd_density.png").unlink()
+    process = experiment(SMOKE, f"--workdir={workdir}")
+    assert process.returncode == 0, process.stderr
+    assert (workdir / "figures" / "pgd_density.png").is_file()
+    assert results == (workdir / "results.json").read_bytes()
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("metrics.jsonl")}
+
+
+def test_wide_and_deep_nets_have_the_weights_of_the_dense_one(digits):
+    config = tiny()
+    found = study.nets(config, digits)
+    dense = found["dense"]
+    assert dense.kept == dense.size == 64 * 32 + 32 * 32 + 32 * 10
+    for name, net in found.items():
+        view = View.abstract(lambda: net.model.build(nnx.Rngs(0)))  # noqa: B023
+        size = sum(math.prod(view.params[p].shape) for p in train.prunable(view.params))
+        assert size == net.size
+        if net.sparsity is not None:
+            assert sum(net.sparsity.counts(view.params).values()) == net.kept
+        if net.family != study.FALLING:
+            assert net.kept == dense.kept
+        if net.family.startswith(study.WIDER):
+            assert net.x == pytest.approx(net.kept / net.size)
+            assert net.x == pytest.approx(float(name.rpartition("_")[2]), rel=0.1)
+    assert found["skips_4"].model.residual and not found["deep_4"].model.residual
+
+
+def test_the_variant_of_the_known_widths_has_them():
+    images = data.ImageSet(np.zeros((4, 28, 28, 1), np.uint8), np.arange(4), name="blank",
+                           class_names=[str(i) for i in range(10)])
+    widths = [net.model.width for net in study.nets(mnist(), images).values()
+              if net.family == study.wider("erk")]
+    assert study.nets(mnist(), images)["dense"].size == 26_432
+    np.testing.assert_allclose(widths, [64, 128, 256, 512, 1024], rtol=0.1)
+
+
+def accuracy(**shifts):
+    """Three seeds of every net, equal but for what is said: `{net: {test: difference}}`."""
+    rng = np.random.default_rng(0)
+    noise = 0.001 * rng.normal(size=3)
+    tests = list(study.TESTS)
+    return {
+        name: [
+            {t: 0.5 + noise[seed] + of.get(t, 0.0) + 0.0001 * rng.normal() for t in tests}
+            for seed in range(3)
+        ]
+        for name, of in shifts.items()
+    }
+
+
+def test_claims_hold_where_the_numbers_say_so_and_not_elsewhere(digits):
+    config = tiny()
+    found = study.nets(config, digits)
+    gain = {"corruption": 0.1, "pgd": 0.1, "relative": 0.1}
+    loss = {test: -0.2 for test in study.TESTS}
+    shifts = dict.fromkeys(found, {}) | {"wide_erk_0.05": gain, "falling_0.005": loss,
+                                         "falling_0.03": loss}
+    held = {c.claim: c.holds for c in study.claims_of(config, found, accuracy(**shifts))}
+    width = [holds for claim, holds in held.items()]
+    assert len(width) == 4 + 2 * 4 + 1 + 3 - 6  # claims of one kind have one text
+    claims = study.claims_of(config, found, accuracy(**shifts))
+    assert [c.holds for c in claims[:4]] == [True] * 4
+    assert [c.holds for c in claims[4:8]] == [True, False, False, False]
+    assert [c.holds for c in claims[12:]] == [True] * 4
+    worse = shifts | {"wide_erk_0.05": loss, "falling_0.005": {}, "falling_0.03": {}}
+    claims = study.claims_of(config, found, accuracy(**worse))
+    assert not any(c.holds for c in (*claims[:4], *claims[12:]))
+
+
+def test_a_dry_run_plans_the_dense_and_the_largest_net():
+    lines = "\n".join(study.plan(VARIANTS["smoke"]()))
+    assert "6 nets, 2 trainings of each" in lines
+    assert "density 1" not in lines and "kept weights: 312 of" in lines
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(densities=(0.5, 1.0)), "densities holds 1.0; expected shares"),
+        (lambda: Config(densities=()), "densities and rules are empty"),
+        (lambda: Config(classifier="small_cnn"), "with_skips=True is for classifier='mlp'"),
+        (lambda: Config(num_seeds=0), "num_seeds=0"),
+        (lambda: StressConfig(corruptions=("contrast/6",)), "severity=6"),
+        (lambda: StressConfig(corruptions=("contrast",)), "severity=0"),
+        (lambda: StressConfig(corruptions=("contrats/1",)), "contrats.*contrast"),
+        (lambda: StressConfig(draws=0), "draws=0"),
+        (lambda: DataConfig(train="digit/train").open(), "digit"),
+    ],
+)
+def test_configs_that_do_not_fit_end_in_one_line(make, message):
+    with pytest.raises(UsageError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
