@@ -50,11 +50,12 @@ class Step:
     ):
         if accumulate < 1:
             raise UsageError(f"accumulate={accumulate}; expected at least 1 micro-batch a step")
-        if reduce_once and view.state:
-            raise UsageError(
-                f"reduce_once takes models whose state is their parameters, got "
-                f"{next(iter(view.state))!r}; leave it off: such values are those of all rows"
-            )
+        for path, value in view.state.items() if reduce_once else ():
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise UsageError(
+                    f"reduce_once takes models whose state is running statistics, which copies "
+                    f"average, got {path!r} of dtype {value.dtype}; leave it off"
+                )
         self._view, self._objective, self._optimizer = view.training(), objective, optimizer
         self._mesh, self._rules, self._accumulate = mesh, rules, accumulate
         self._rows = batch_sharding(mesh, rules)
@@ -106,8 +107,7 @@ class Step:
         own = {name: state.metrics[name] for name in state.metrics if name != "grad_norm"}
         key = named(state.key, "step", state.step)
         if self._reduce_once:
-            grads, carry, metrics = self._reduced_once(state, batch, own, key)
-            model_state = state.model_state
+            grads, model_state, carry, metrics = self._reduced_once(state, batch, own, key)
         elif self._accumulate == 1:
             part = self._part(state.params, state.model_state, batch, state.carry, named(key, 0))
             grads, model_state, carry = part.grads, part.model_state, part.carry
@@ -181,21 +181,27 @@ class Step:
 
     def _reduced_once(
         self, state: TrainState, batch: Batch, own: Metrics, key: jax.Array
-    ) -> tuple[Params, Any, Metrics]:
+    ) -> tuple[Params, dict[str, Any], Any, Metrics]:
         """Each copy of the model sums up its own rows; one reduction over `data` joins them."""
 
-        def copy(params: Params, batch: Batch, carry: Any, key: jax.Array) -> Any:
+        def copy(
+            params: Params, model_state: dict[str, Any], batch: Batch, carry: Any, key: jax.Array
+        ) -> Any:
             key = named(key, "copy", jax.lax.axis_index("data"))
             zeros = jax.tree.map(lambda _: jnp.zeros(()), own)
-            sums, _, carry, metrics = self._accumulated(params, batch, carry, {}, zeros, key)
-            return jax.lax.psum((sums, metrics), "data"), carry
+            sums, model_state, carry, metrics = self._accumulated(
+                params, batch, carry, model_state, zeros, key
+            )
+            totals = jax.lax.psum((sums, metrics), "data")
+            return (totals, jax.lax.pmean(model_state, "data")), carry
 
         whole, rows = PartitionSpec(), PartitionSpec("data")
-        (sums, metrics), carry = jax.shard_map(
-            copy, mesh=self._mesh, in_specs=(whole, rows, rows, whole), out_specs=(whole, rows),
-            axis_names={"data"}, check_vma=False,
-        )(state.params, batch, state.carry, key)
-        return _mean(*sums, state.params), carry, jax.tree.map(jnp.add, own, metrics)
+        ((sums, metrics), model_state), carry = jax.shard_map(
+            copy, mesh=self._mesh, in_specs=(whole, whole, rows, rows, whole),
+            out_specs=(whole, rows), axis_names={"data"}, check_vma=False,
+        )(state.params, state.model_state, batch, state.carry, key)
+        metrics = jax.tree.map(jnp.add, own, metrics)
+        return _mean(*sums, state.params), model_state, carry, metrics
 
     def _split(self, tree: Any) -> Any:
         """[b, ...] -> [micro-batch, rows, ...]: row i of micro-batch a is row i * accumulate + a.
@@ -244,13 +250,15 @@ def make_step(
         micro-batches, on every backend; each device then sums up whole (or FSDP-sharded) gradients
         in float32. The objective sees the rows of one copy of the model at a time, with a key of
         its own: the same for means over rows, not for losses that compare rows, and other noise
-        than on one device. With one copy (`data` of 1) it changes nothing.
+        than on one device. Batch normalisation takes the statistics of the copy's rows, and the
+        running ones that come out are the mean over copies. With one copy (`data` of 1) it changes
+        nothing.
 
     Raises:
-      UsageError: `accumulate` below 1; `reduce_once` for a model with running statistics, or with
-        parameters that are sharded over `data`; when the first batch is traced, rows that do not
-        divide by `accumulate`, metrics other than those the state sums, or a carry that changes
-        its shape.
+      UsageError: `accumulate` below 1; `reduce_once` for a model with other state than running
+        statistics (stored random counters), or with parameters that are sharded over `data`; when
+        the first batch is traced, rows that do not divide by `accumulate`, metrics other than those
+        the state sums, or a carry that changes its shape.
     """
     return Step(
         view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate,

@@ -147,7 +147,27 @@ def test_copies_that_are_reduced_once_draw_different_noise(toy, eight):
     assert abs(square / 2 - (total / 2) ** 2) > 1e-3  # the variance of two copies
 
 
-def test_reduce_once_refuses_statistics_of_the_rows(toy, one):
+def test_copies_that_are_reduced_once_normalise_by_their_own_rows(toy, one, eight):
+    optimizer, batch = optax.sgd(0.5), next(toy.Numbers()) | {"mask": np.ones(8, bool)}
+
+    def after(mesh, batch, **how):
+        view, state, _ = train.init_state(
+            OnlyNormed, optimizer, key=0, mesh=mesh, metric_names=("loss", "grad_norm", "input")
+        )
+        step = train.make_step(view, toy.quiet_objective, optimizer, mesh=mesh, **how)
+        state = step(state, batch)
+        return jax.device_get((state.params, state.model_state))
+
+    # A step of gradient descent of each half, as if it were all rows: the mean is that of both.
+    rows = slice(4), slice(4, 8)
+    halves = [after(one, {k: x[half] for k, x in batch.items()}) for half in rows]
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    assert_close(expected, after(eight, batch, reduce_once=True), 1e-5)
+    whole = after(eight, batch)
+    assert abs(whole[1]["norm/var"] - expected[1]["norm/var"]).max() > 1e-4
+
+
+def test_reduce_once_refuses_stored_random_state(toy, one):
     view, _, _ = train.init_state(Normed, optax.sgd(0.0), key=0, mesh=one)
     with pytest.raises(UsageError, match="reduce_once takes models .* got 'drop/"):
         train.make_step(
@@ -167,6 +187,17 @@ def test_a_batch_without_targets_changes_nothing_but_stays_finite(toy, one):
         state = step(state, batch)
         jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
         assert float(state.metrics["loss"][1]) == 0
+
+
+class OnlyNormed(nnx.Module):
+    """A model with running statistics."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
+        self.down = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(self.norm(x))
 
 
 class Normed(nnx.Module):
