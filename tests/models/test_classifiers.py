@@ -8,11 +8,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from jaxlab import models
-from jaxlab.core import UsageError, View, from_dict, to_dict
+from jaxlab import models, objectives, train
+from jaxlab.core import MeshConfig, UsageError, View, from_dict, make_mesh, to_dict
 from jaxlab.models import CLASSIFIERS, classifier_config
 
 # Sizes as other libraries count them (torchvision, timm) or as the papers' tables give them.
@@ -86,6 +87,32 @@ def test_every_block_is_reached_by_taps(name):
     assert {f"blocks/{i}" for i in range(count)} <= set(taps)
     head = view.taps(images_of(name), "head")["head"]
     np.testing.assert_allclose(head, view(images_of(name)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet/batch", "vit/class_token", "mlp/residual"])
+def test_steps_on_levels_compile_once_and_lower_the_loss(name):
+    entry, optimizer = models.registered(name), optax.sgd(0.05)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    rng = np.random.default_rng(0)
+    shape = (8, *entry.config.image_shape)
+    batch = {
+        "inputs": rng.integers(0, 256, shape, np.uint8), "targets": np.arange(8, dtype=np.int32)
+    }
+    names = ("loss", "grad_norm", "accuracy")
+    view, state, _ = train.init_state(
+        entry.build, optimizer, key=0, mesh=mesh, metric_names=names
+    )
+    step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
+    totals = [0.0]
+    for _ in range(4):
+        state = step(state, batch)
+        totals.append(float(state.metrics["loss"][0]))
+    losses = np.diff(totals) / 8
+    assert step.num_compilations == 1
+    assert losses[-1] < losses[0]
+    moved = [path for path in state.model_state if path.endswith("mean")]
+    assert bool(moved) == (name != "vit/class_token")
+    assert all(jnp.any(state.model_state[path] != 0) for path in moved)
 
 
 @pytest.mark.parametrize("name", KINDS)
