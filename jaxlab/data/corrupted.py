@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
-import math
 import os
-import pathlib
-import re
-import uuid
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from jaxlab.core import UsageError, WriteError
 from jaxlab.data.corruptions import EVALUATED_NAMES, EXTRA_NAMES, SEVERITIES, Corruption, make
 from jaxlab.data.corruptions.catalogue import KEY_KIND
+from jaxlab.data.images import ImageSet
+from jaxlab.data.kept_arrays import kept_arrays
 
-log = logging.getLogger(__name__)
+Images = TypeVar("Images", np.ndarray, ImageSet)
+"""Levels alone, or with labels: what goes in is what comes out."""
 
 VERSION = 1
-"""Part of every file's name: raised when a corruption comes to make other bytes."""
-CHECKSUM_BYTES = 4
-"""Bytes after the array of a kept file: the CRC-32 of its values, the least significant first."""
+"""Part of every entry's name: raised when a corruption comes to make other bytes."""
 
 
 def images_fingerprint(images_bhwc: Any) -> str:
@@ -42,149 +35,99 @@ def images_fingerprint(images_bhwc: Any) -> str:
 
 
 def corrupted(
-    images_bhwc: Any, name: str, severity: int, *, cache_dir: str | os.PathLike[str] | None = None,
+    images: Images, name: str, severity: int, *, cache_dir: str | os.PathLike[str] | None = None,
     seed: int = 0, fingerprint: str | None = None, **options: Any,
-) -> np.ndarray:
+) -> Images:
     """A set of images with a corruption, the index of each its place in the set.
 
-    With a folder they are kept there, in a file named after the set, the corruption, its severity,
-    the seed and a version, and from then on read from it, mapped into memory. A file that is
-    damaged is made again, with a warning. The last bit of a level may depend on the kind of
-    device and the version of JAX that made the file.
+    With a folder they are kept there (`kept_arrays`), under the name of the corruption, its
+    severity, the seed and a version, and from then on read from it, mapped into memory. What is
+    damaged is made again, with a warning. The last bit of a level may depend on the kind of device
+    and the version of JAX that made them.
 
     Args:
-      images_bhwc: uint8 levels [n, h, w, c].
+      images: uint8 levels [n, h, w, c], or an image set.
       name: of the corruption (`data.corruptions`).
       severity: 1 to 5.
       cache_dir: the folder, made if needed; None keeps nothing.
       seed: of the randomness.
-      fingerprint: what tells the set from others, of letters, digits, `.`, `_` and `-`; by default
-        `images_fingerprint`, which reads all images.
+      fingerprint: any text that tells the set from others; by default that of the image set, or
+        else `images_fingerprint`: both read all images.
       **options: those of `corruptions.make`.
 
     Returns:
-      uint8 [n, h, w, c]; from a file it is read-only.
+      uint8 [n, h, w, c], read-only where they are kept. Of an image set, one with the same labels
+      and classes, named `<name of the set>/<name>/<severity>`.
 
     Raises:
-      UsageError: as `corruptions.make` and the corruption; a fingerprint that is no file name.
+      UsageError: as `corruptions.make` and the corruption.
       WriteError: the folder takes no file.
+
+    >>> grey = ImageSet(np.full((2, 32, 32, 3), 100, np.uint8), [0, 1], name="grey")
+    >>> brighter = corrupted(grey, "brightness", 5)
+    >>> brighter
+    <grey/brightness/5: 2 images of 32x32x3, 2 classes>
+    >>> brighter.images[0, 0, 0].tolist(), brighter.labels.tolist()
+    ([176, 176, 176], [0, 1])
     """
     corruption = make(name, severity, **options)
-    images_bhwc = np.asarray(images_bhwc)
     if cache_dir is not None and fingerprint is None:
-        fingerprint = images_fingerprint(images_bhwc)
-    return _corrupted(images_bhwc, corruption, cache_dir, seed, fingerprint)
+        fingerprint = _fingerprint(images)
+    return _corrupted(images, corruption, cache_dir, seed, fingerprint)
 
 
 def corrupted_sets(
-    images_bhwc: Any, names: Iterable[str] = (*EVALUATED_NAMES, *EXTRA_NAMES),
+    images: Images, names: Iterable[str] = (*EVALUATED_NAMES, *EXTRA_NAMES),
     severities: Iterable[int] = SEVERITIES, *, cache_dir: str | os.PathLike[str] | None = None,
     seed: int = 0, fingerprint: str | None = None, **options: Any,
-) -> Iterator[tuple[str, int, np.ndarray]]:
+) -> Iterator[tuple[str, int, Images]]:
     """Yields `(name, severity, images)` of one set with all corruptions, by default the 19 by 5.
 
-    Arguments are those of `corrupted`; all names and severities are checked before the first set
-    is made.
+    Arguments are those of `corrupted`, and so are the images; all names and severities are checked
+    before the first set is made.
 
     Raises:
       UsageError: as `corrupted`.
+
+    >>> grey = ImageSet(np.full((2, 32, 32, 3), 100, np.uint8), [0, 1], name="grey")
+    >>> for name, severity, changed in corrupted_sets(grey, ["brightness"], [1, 5]):
+    ...     print(name, severity, changed.name, changed.images.max())
+    brightness 1 grey/brightness/1 112
+    brightness 5 grey/brightness/5 176
     """
     severities = list(severities)
     corruptions = [make(name, s, **options) for name in names for s in severities]
-    images_bhwc = np.asarray(images_bhwc)
     if cache_dir is not None and fingerprint is None:
-        fingerprint = images_fingerprint(images_bhwc)
+        fingerprint = _fingerprint(images)
     for corruption in corruptions:
-        images = _corrupted(images_bhwc, corruption, cache_dir, seed, fingerprint)
-        yield corruption.name, corruption.severity, images
+        changed = _corrupted(images, corruption, cache_dir, seed, fingerprint)
+        yield corruption.name, corruption.severity, changed
+
+
+def _fingerprint(images: Any) -> str:
+    return images.fingerprint if isinstance(images, ImageSet) else images_fingerprint(images)
 
 
 def _corrupted(
-    images_bhwc: np.ndarray, corruption: Corruption, cache_dir: str | os.PathLike[str] | None,
-    seed: int, fingerprint: str | None,
-) -> np.ndarray:
-    corruption.require_images(images_bhwc)
+    images: Any, corruption: Corruption, cache_dir: str | os.PathLike[str] | None, seed: int,
+    fingerprint: str | None,
+) -> Any:
+    name, severity = corruption.name, corruption.severity
+    levels = images.images if isinstance(images, ImageSet) else np.asarray(images)
+    corruption.require_images(levels)
 
-    def made() -> np.ndarray:
-        return np.asarray(corruption(jax.random.key(seed, impl=KEY_KIND), images_bhwc))
+    def made() -> dict[str, np.ndarray]:
+        return {"images": np.asarray(corruption(jax.random.key(seed, impl=KEY_KIND), levels))}
 
-    if cache_dir is None or not images_bhwc.size:
-        return made()
-    path = pathlib.Path(cache_dir) / _file_name(fingerprint, corruption, seed)
-    kept = _read(path, images_bhwc.shape)
-    if kept is None:
-        kept = _write(path, made())
-    return kept
-
-
-def _file_name(fingerprint: str, corruption: Corruption, seed: int) -> str:
-    if not re.fullmatch(r"[\w.-]+", fingerprint, re.ASCII) or fingerprint.startswith("."):
-        raise UsageError(
-            f"fingerprint={fingerprint!r}; expected letters, digits, '.', '_' and '-', as "
-            "images_fingerprint gives"
-        )
-    options = f"-{corruption.options}" if corruption.options else ""
-    return f"{fingerprint}-{corruption.name}-{corruption.severity}{options}-{seed}-v{VERSION}.npy"
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """What stands before the values in a NumPy file of uint8."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    key = {
+        "set": fingerprint, "shape": levels.shape, "corruption": name, "severity": severity,
+        "options": corruption.options, "seed": int(seed), "version": VERSION,
+    }
+    label = f"{name}-{severity}-seed{seed}-v{VERSION}"
+    changed = kept_arrays(cache_dir, label, key, made)["images"]
+    if not isinstance(images, ImageSet):
+        return changed
+    return ImageSet(
+        changed, images.labels, class_names=images.class_names,
+        name=f"{images.name}/{name}/{severity}",
     )
-    return file.getvalue()
-
-
-def _checksum(array: np.ndarray) -> bytes:
-    return zlib.crc32(memoryview(array).cast("B")).to_bytes(CHECKSUM_BYTES, "little")
-
-
-def _mapped(path: pathlib.Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.memmap(path, np.uint8, "r", len(_header(shape)), shape)
-
-
-def _read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of a file, mapped into memory; None without one, or with a damaged one, told."""
-    header = _header(shape)
-    try:
-        with open(path, "rb") as file:
-            begins, num_bytes = file.read(len(header)), file.seek(0, os.SEEK_END)
-            file.seek(-min(CHECKSUM_BYTES, num_bytes), os.SEEK_END)
-            checksum = file.read()
-        expected = len(header) + math.prod(shape) + CHECKSUM_BYTES
-        if num_bytes != expected:
-            found = f"{num_bytes} bytes, expected {expected}"
-        elif begins != header:
-            found = f"no header of uint8 {list(shape)}"
-        elif checksum != _checksum(kept := _mapped(path, shape)):
-            found = "the checksum is another"
-        else:
-            return kept
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        found = " ".join(str(error).split())
-    log.warning("the kept images %r are damaged and are made again (%s)", str(path), found)
-    return None
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
-    """Writes a file so that a reader sees all of it or none; returns its array as `_read` does."""
-    array = np.ascontiguousarray(array)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(scratch, "xb") as file:
-                file.write(_header(array.shape))
-                file.write(array)
-                file.write(_checksum(array))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-        return _mapped(path, array.shape)
-    except OSError as error:
-        raise WriteError(path.name, path, error, "nothing of it was left behind") from error

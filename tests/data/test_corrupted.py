@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError, WriteError
-from jaxlab.data import corrupted, corrupted_sets, corruptions, images_fingerprint
+from jaxlab.data import ImageSet, corrupted, corrupted_sets, corruptions, images_fingerprint
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 NAME = "impulse_noise"
 
 
+LABELLED = ImageSet(IMAGES, [2, 0, 1, 1, 0], class_names=["a", "b", "c", "d"], name="noise/test")
+
+
 def kept(folder):
-    (path,) = folder.glob("*")
-    return path
+    (entry,) = folder.iterdir()
+    return entry / "images.npy"
 
 
 def test_a_set_is_made_once_and_then_read(tmp_path):
@@ -22,8 +25,8 @@ def test_a_set_is_made_once_and_then_read(tmp_path):
     first = corrupted(IMAGES, NAME, 2, cache_dir=tmp_path / "new" / "folder")
     path = kept(tmp_path / "new" / "folder")
     before = path.stat()
-    again = corrupted(IMAGES, NAME, 2, cache_dir=str(path.parent))
-    after = kept(path.parent).stat()
+    again = corrupted(IMAGES, NAME, 2, cache_dir=str(tmp_path / "new" / "folder"))
+    after = kept(tmp_path / "new" / "folder").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     for found in (first, again, corrupted(IMAGES, NAME, 2)):
         np.testing.assert_array_equal(found, expected)
@@ -38,11 +41,12 @@ def test_what_is_kept_is_read_not_made(tmp_path):
     np.testing.assert_array_equal(found, corruptions.corrupt(IMAGES, NAME, 2))
 
 
-def test_each_set_has_its_own_file(tmp_path):
+def test_each_set_has_its_own_entry(tmp_path):
     names = set()
     for i, (images, name, severity, options) in enumerate([
         (IMAGES, NAME, 2, {}),
         (IMAGES[::-1], NAME, 2, {}),
+        (IMAGES[:4], NAME, 2, {}),
         (IMAGES, NAME, 3, {}),
         (IMAGES, NAME, 2, {"seed": 1}),
         (IMAGES, "glass_blur", 1, {}),
@@ -54,57 +58,24 @@ def test_each_set_has_its_own_file(tmp_path):
         )
         names = {path.name for path in tmp_path.iterdir()}
         assert len(names) == i + 1
-    assert f"{images_fingerprint(IMAGES)}-{NAME}-2-0-v1.npy" in names
+    assert {name.rpartition("-")[0] for name in names} == {
+        f"{NAME}-2-seed0-v1", f"{NAME}-3-seed0-v1", f"{NAME}-2-seed1-v1", "glass_blur-1-seed0-v1"
+    }
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[5000] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def flip_header(path):
-    data = bytearray(path.read_bytes())
-    data[60] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def without_checksum(path):
-    np.save(path, np.load(path))
-
-
-def other_shape(path):
-    np.save(path, np.load(path)[:2])
-
-
-def floats(path):
-    np.save(path, np.load(path).astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    "damage", [cut, empty, flip, flip_header, without_checksum, other_shape, floats]
-)
-def test_a_damaged_file_is_made_again_with_one_line(tmp_path, caplog, damage):
+def test_a_damaged_set_is_made_again_with_one_line(tmp_path, caplog):
     corrupted(IMAGES, NAME, 2, cache_dir=tmp_path)
     path = kept(tmp_path)
     whole = path.read_bytes()
-    damage(path)
+    damaged = bytearray(whole)
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
         found = corrupted(IMAGES, NAME, 2, cache_dir=tmp_path)
     np.testing.assert_array_equal(found, corruptions.corrupt(IMAGES, NAME, 2))
     assert kept(tmp_path).read_bytes() == whole
     (record,) = caplog.records
-    message = record.getMessage()
-    assert path.name in message and "damaged and are made again" in message
-    assert "\n" not in message
+    assert f"{NAME}-2-seed0-v1" in record.getMessage() and "made again" in record.getMessage()
 
 
 def test_what_is_kept_is_not_handed_out_for_wrong_input(tmp_path):
@@ -119,10 +90,37 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path):
         corrupted(IMAGES, NAME, 2, cache_dir=tmp_path / "file")
 
 
-@pytest.mark.parametrize("fingerprint", ["", "a/b", "..", "a b"])
-def test_a_fingerprint_that_is_no_file_name_is_refused(tmp_path, fingerprint):
-    with pytest.raises(UsageError, match="fingerprint="):
-        corrupted(IMAGES, NAME, 2, cache_dir=tmp_path, fingerprint=fingerprint)
+def test_a_fingerprint_may_be_any_text(tmp_path):
+    texts = ["", "a/b", "..", "a b", "my set " * 100, "caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
+    for _ in range(2):
+        for text in texts:
+            corrupted(IMAGES[:1], NAME, 1, cache_dir=tmp_path, fingerprint=text)
+    assert len(list(tmp_path.iterdir())) == len(texts)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_image_set_becomes_one_with_the_same_labels(tmp_path, keep):
+    cache_dir = tmp_path / "kept" if keep else None
+    for _ in range(2):
+        found = corrupted(LABELLED, NAME, 2, cache_dir=cache_dir)
+        assert isinstance(found, ImageSet) and found.name == f"noise/test/{NAME}/2"
+        np.testing.assert_array_equal(found.images, corruptions.corrupt(IMAGES, NAME, 2))
+        assert found.labels.tolist() == [2, 0, 1, 1, 0]
+        assert found.class_names == ("a", "b", "c", "d")
+    part = corrupted(LABELLED[:2], NAME, 2, cache_dir=cache_dir)
+    assert part.name == f"noise/test[:2]/{NAME}/2" and part.labels.tolist() == [2, 0]
+    sets = corrupted_sets(LABELLED, [NAME], (2, 3), cache_dir=cache_dir)
+    assert [(n, s, of.name) for n, s, of in sets] == [
+        (NAME, 2, f"noise/test/{NAME}/2"), (NAME, 3, f"noise/test/{NAME}/3")
+    ]
+    assert not keep or len(list(cache_dir.iterdir())) == 3
+
+
+def test_a_kept_image_set_is_named_by_its_fingerprint(tmp_path):
+    corrupted(LABELLED, NAME, 2, cache_dir=tmp_path)
+    # The same fingerprint, told: what is there is read.
+    corrupted(IMAGES, NAME, 2, cache_dir=tmp_path, fingerprint=LABELLED.fingerprint)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_sets_come_in_order_and_are_read_alike(tmp_path):

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from jaxlab.core import UsageError, WriteError
+from jaxlab.core import WriteError
 from jaxlab.data import kept_arrays
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def counted(calls, fill=1):
@@ -51,12 +61,205 @@ def test_who_comes_second_takes_what_is_there(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_damaged_entry_is_named(tmp_path):
-    kept_arrays(tmp_path, "x", 0, counted([]))
+ARRAYS = {
+    "x": np.random.default_rng(0).integers(0, 256, (2, 30), dtype=np.uint8),
+    "x-labels": np.arange(2),
+}
+
+
+def kept(folder):
+    return kept_arrays(folder, "x", {"v": 1}, lambda: ARRAYS)
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")
+            if path.is_file()}
+
+
+def truncate(entry):
+    path = entry / "x.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(entry):
+    path = entry / "x.npy"
+    path.write_bytes(path.read_bytes() + b"0")
+
+
+def empty(entry):
+    (entry / "x-labels.npy").write_bytes(b"")
+
+
+def flip(entry, name="x.npy", position=-1):
+    data = bytearray((entry / name).read_bytes())
+    data[position] ^= 1
+    (entry / name).write_bytes(data)
+
+
+def other_shape(entry):
+    np.save(entry / "x.npy", ARRAYS["x"].reshape(3, 20))
+
+
+def other_dtype(entry):
+    np.save(entry / "x.npy", ARRAYS["x"].view(np.int8))
+
+
+def lose_an_array(entry):
+    (entry / "x-labels.npy").unlink()
+
+
+def lose_the_contents(entry):
+    (entry / "contents.txt").unlink()
+
+
+def gain_an_array(entry):
+    shutil.copy(entry / "x.npy", entry / "y.npy")
+
+
+def shorten_the_contents(entry):
+    path = entry / "contents.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def lose_all_but_the_folder(entry):
+    for path in entry.iterdir():
+        path.unlink()
+
+
+def become_a_file(entry):
+    shutil.rmtree(entry)
+    entry.write_text("")
+
+
+def swap(entry):
+    (entry / "x.npy").rename(entry / "z")
+    (entry / "x-labels.npy").rename(entry / "x.npy")
+    (entry / "z").rename(entry / "x-labels.npy")
+
+
+@pytest.mark.parametrize("damage", [
+    truncate, lengthen, empty, flip, other_shape, other_dtype, lose_an_array, lose_the_contents,
+    gain_an_array, shorten_the_contents, lose_all_but_the_folder, become_a_file, swap,
+])
+def test_damage_is_found_told_in_one_line_and_repaired(tmp_path, caplog, damage):
+    kept(tmp_path)
+    whole = files_of(tmp_path)
     (entry,) = tmp_path.iterdir()
-    (entry / "x.npy").write_bytes(b"cut off")
-    with pytest.raises(UsageError, match=rf"{entry.name}' cannot be read .*delete that folder"):
-        kept_arrays(tmp_path, "x", 0, counted([]))
+    damage(entry)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = kept(tmp_path)
+            assert found.keys() == ARRAYS.keys()
+            for name, array in ARRAYS.items():
+                np.testing.assert_array_equal(found[name], array)
+                assert isinstance(found[name], np.memmap) and not found[name].flags.writeable
+    assert files_of(tmp_path) == whole and list(tmp_path.iterdir()) == [entry]
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert f"{entry.name}' are damaged and are made again (" in message and "\n" not in message
+
+
+def test_no_byte_of_any_file_changes_unseen(tmp_path, caplog):
+    kept(tmp_path)
+    whole = files_of(tmp_path)
+    places = [(path, i) for path, content in whole.items() for i in range(0, len(content), 11)]
+    with caplog.at_level(logging.WARNING):
+        for path, position in places:
+            flip(tmp_path, path, position)
+            kept(tmp_path)
+            assert files_of(tmp_path) == whole
+    assert len(caplog.records) == len(places) > 40
+
+
+def test_what_cannot_be_made_again_stays_as_it_is(tmp_path):
+    kept(tmp_path)
+    (entry,) = tmp_path.iterdir()
+    truncate(entry)
+    before = files_of(tmp_path)
+    with pytest.raises(KeyError):
+        kept_arrays(tmp_path, "x", {"v": 1}, lambda: {}["x"])
+    assert files_of(tmp_path) == before
+
+
+def test_arrays_of_every_shape_and_layout_come_back(tmp_path):
+    arrays = {
+        "none": np.zeros((0, 3)), "scalar": np.float32(3), "bools": np.array([True, False]),
+        "turned": np.asfortranarray(np.eye(2, 3)), "strided": np.arange(10)[::3],
+    }
+    for _ in range(2):
+        found = kept_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype and found[name].shape == array.shape
+    with pytest.raises(ValueError, match="[Oo]bject"):
+        kept_arrays(tmp_path, "x", "objects", lambda: {"x": np.array([None])})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="kept arrays 'x-.*No space left.*free some space"):
+        kept(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import os, pathlib, sys, time
+import numpy as np
+from jaxlab.data import kept_arrays
+
+folder, meeting, me, other = sys.argv[1:]
+
+def meet(name):
+    pathlib.Path(meeting, f"{name}-{me}").touch()
+    end = time.monotonic() + 60
+    while not pathlib.Path(meeting, f"{name}-{other}").exists() and time.monotonic() < end:
+        time.sleep(0.0005)
+
+def make():
+    meet(f"making{i}")
+    return {"x": np.full(50_000, int(me)), "y": np.full(3, int(me))}
+
+def rename(old, new, rename=os.rename):
+    # In half of the rounds both stand before the last step at one time.
+    if str(new).startswith(f"{folder}/entry-") and i % 4 < 2:
+        meet(f"renaming{i}")
+    rename(old, new)
+
+os.rename = rename
+for i in range(20):
+    meet(f"round{i}")
+    found = kept_arrays(folder, "entry", i, make)
+    assert {*found["x"].tolist()} == {*found["y"].tolist()}, found
+    print(found["y"][0])
+"""
+
+
+def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
+    folder, meeting = tmp_path / "kept", tmp_path / "meeting"
+    meeting.mkdir()
+    # Of half of the entries both processes find a damaged one.
+    for i in range(0, 20, 2):
+        kept_arrays(folder, "entry", i, counted([]))
+    for entry in folder.iterdir():
+        (entry / "contents.txt").write_text("")
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), str(meeting), *names], cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        )
+        for names in (("1", "2"), ("2", "1"))
+    ]
+    said = [writer.communicate(timeout=120)[0].split() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [len(lines) for lines in said] == [20, 20]
+    assert len(list(folder.iterdir())) == 20
+    for i in range(20):
+        arrays = kept_arrays(folder, "entry", i, lambda: pytest.fail("was not whole"))
+        assert arrays["x"].tolist() == [arrays["y"][0]] * 50_000
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
