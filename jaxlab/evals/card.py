@@ -95,7 +95,8 @@ def robustness_card(
       view: the model, in either mode.
       images, labels, batch_size, params, state, mesh, rules: as for `predict`.
       key: of random starts and draws.
-      corrupted: `(name, severity, images)`, the same images in the same order, with their labels.
+      corrupted: `(name, severity, images)`, the same images in the same order, as arrays or image
+        sets, as `data.corrupted_sets` yields them; labels are those of `images`.
       eps: radii in l-inf of FGSM and of PGD, of images in [0, 1].
       steps: of PGD.
       weight_noise: `{kind: sizes}`, see `weight_noise_curve`; by default `relative` noise of 0.1,

@@ -7,6 +7,7 @@ Source: Hendrycks and Dietterich, arXiv 1903.12261, section 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,17 +18,27 @@ Errors = Mapping[str, Sequence[float]]
 """`{name of a corruption: errors at severity 1 to 5, in [0, 1]}`."""
 
 
+Images = TypeVar("Images")
+"""What `data.corrupted_sets` yields: arrays, or image sets."""
+
+
 def errors_by_corruption(
-    error_of: Callable[[np.ndarray], float], sets: Iterable[tuple[str, int, np.ndarray]]
+    error_of: Callable[[Images], float], sets: Iterable[tuple[str, int, Images]]
 ) -> dict[str, list[float]]:
     """The error on each corrupted set, `{name: [errors by severity]}`.
 
     Args:
-      error_of: `images -> error`, a share in [0, 1].
-      sets: `(name, severity, images)`, severities in order, as `data.corrupted_sets` yields them.
+      error_of: `images -> error`, a share in [0, 1]; of image sets
+        `lambda images: 1 - predict(view, images).accuracy`.
+      sets: `(name, severity, images)`, severities in order, as `data.corrupted_sets` yields them:
+        arrays, or image sets.
 
     Raises:
       UsageError: severities of a name that are not 1, 2, ... in order.
+
+    >>> sets = [("contrast", s, np.full(10, s)) for s in SEVERITIES]
+    >>> errors_by_corruption(lambda images: images.mean() / 10, sets)
+    {'contrast': [0.1, 0.2, 0.3, 0.4, 0.5]}
     """
     errors: dict[str, list[float]] = {}
     for name, severity, images in sets:

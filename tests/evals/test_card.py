@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import types
-
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxlab.core import UsageError, View, named
+from jaxlab.data import ImageSet
 from jaxlab.evals import (
     accuracy_interval,
     attack_accuracy,
@@ -44,10 +43,11 @@ def labels(view) -> np.ndarray:
 
 def test_a_card_holds_what_each_test_gives_alone(view, labels):
     dark = IMAGES // 2
-    images = types.SimpleNamespace(images=IMAGES, labels=labels, name="squares")
+    images = ImageSet(IMAGES, labels, num_classes=3, name="squares")
+    darker = ImageSet(dark // 2, labels, num_classes=3, name="squares/dark/3")
     card = robustness_card(
         view, images, key=KEY, eps=[0.1], steps=5, batch_size=30, draws=3,
-        corrupted=[("dark", 2, dark), ("dark", 3, types.SimpleNamespace(images=dark // 2))],
+        corrupted=[("dark", 2, dark), ("dark", 3, darker)],
         weight_noise={"relative": [0.5, 1.0]},
     )
     key = named(KEY, "attack")

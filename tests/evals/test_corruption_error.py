@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from jaxlab import evals
-from jaxlab.core import UsageError
+from jaxlab import data, evals
+from jaxlab.core import UsageError, View
 from jaxlab.data import corruptions
 
 NAMES = corruptions.EVALUATED_NAMES
@@ -50,6 +51,32 @@ def test_errors_are_gathered_by_corruption_and_severity():
     assert errors == {"fog": [0.01, 0.02, 0.03, 0.04, 0.05], "snow": [0.11, 0.12, 0.13, 0.14, 0.15]}
     with pytest.raises(UsageError, match="severity 3 of fog came as number 2"):
         evals.errors_by_corruption(lambda images: 0.0, [sets[0], sets[2]])
+
+
+class Corners(nnx.Module):
+    """Says whether the first pixel or the last is lighter."""
+
+    def __call__(self, x_bhwc):
+        return x_bhwc.reshape(len(x_bhwc), -1)[:, [0, -1]]
+
+
+def test_corrupted_image_sets_are_evaluated_with_their_labels_and_domain(tmp_path):
+    levels = RNG.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    view = View.of(Corners())
+    labels = evals.predict(view, levels, np.zeros(20, int), batch_size=20).logits.argmax(1)
+    test = data.ImageSet(levels, labels, num_classes=2, name="squares")
+    changed = data.corrupted(test, "pixelate", 5, any_size=True)
+    found = evals.predict(view, changed, batch_size=20)
+    assert found.domain == "squares/pixelate/5" and found.labels.tolist() == labels.tolist()
+    expected = corruptions.corrupt(levels, "pixelate", 5, any_size=True)[:, [0, -1], [0, -1], 0]
+    right = expected.argmax(1) == labels
+    assert found.accuracy == pytest.approx(right.mean()) and not right.all()
+    errors = evals.errors_by_corruption(
+        lambda images: 1 - evals.predict(view, images, batch_size=20).accuracy,
+        data.corrupted_sets(test, ["pixelate"], any_size=True, cache_dir=tmp_path),
+    )
+    assert len(errors["pixelate"]) == 5
+    assert errors["pixelate"][4] == pytest.approx(1 - right.mean())
 
 
 @pytest.mark.parametrize(
