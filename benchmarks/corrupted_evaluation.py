@@ -55,8 +55,8 @@ def measure(num_images: int, repeats: int) -> dict:
 
     def corrupted(folder: str) -> None:
         evals.errors_by_corruption(
-            lambda changed: 1 - evals.predict(view, changed, images.labels).accuracy,
-            data.corrupted_sets(images.images, cache_dir=folder, fingerprint=images.fingerprint),
+            lambda changed: 1 - evals.predict(view, changed).accuracy,
+            data.corrupted_sets(images, cache_dir=folder),
         )
 
     def seconds(run) -> float:

@@ -155,10 +155,10 @@ def stressed_sets(
     found = {f"noise {stress.noise:g}": np.asarray(noise(key, test.images))}
     for spec in stress.corruptions:
         name, _, severity = spec.partition("/")
-        found[spec] = data.corrupted(
-            test.images, name, int(severity), any_size=True, fingerprint=test.fingerprint,
-            cache_dir=record.workdir / "corrupted",
+        changed = data.corrupted(
+            test, name, int(severity), any_size=True, cache_dir=record.workdir / "corrupted"
         )
+        found[spec] = changed.images
     return found
 
 
