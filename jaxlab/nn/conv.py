@@ -25,9 +25,8 @@ Padding = str | int | Sequence[tuple[int, int]]
 """'SAME', 'VALID', pixels on every side, or `((above, below), (left, right))`."""
 
 HE_NORMAL = jax.nn.initializers.he_normal()
-CHUNK = 2**20  # bytes of the factors of one product of a kernel's gradient: they fit a core's cache
+CHUNK = 2**18  # bytes of the factors of one product of a kernel's gradient: they fit a core's cache
 STRIP = 4  # output pixels that few channels are computed in at once
-SLOW = 16  # channels of input and output up to which XLA (of jax 0.10) has a slow routine only
 
 _barrier = lax.optimization_barrier  # or the compiler makes of a fast form the slow one it came of
 
@@ -290,8 +289,6 @@ def _output_on_cpu(x: jax.Array, k: jax.Array, *, form: _Form) -> jax.Array:
     if form.in_strips(x.shape[3]):
         placed = _placed(k, STRIP).reshape(-1, STRIP * k.shape[3])
         return matmul(_strips(x, form), placed).reshape(shape)
-    if form.strides == (1, 1):
-        return _every_pixel(x, k, form.padding)
     return _plain(x, k, form.strides, form.padding)
 
 
@@ -301,30 +298,10 @@ def _input_on_cpu(y: jax.Array, k: jax.Array, *, form: _Form) -> jax.Array:
         o = k.shape[3]
         return _untiled(matmul(y.reshape(-1, o), k.reshape(-1, o), transpose_y=True), y, form)
     turned = _barrier(jnp.flip(k, (0, 1)).swapaxes(2, 3))
-    if form.strides == (1, 1):
-        return _every_pixel(y, turned, _spread_pads(form))
+    pads = _spread_pads(form)
+    if form.strides == (1, 1) and min(map(min, pads)) >= 0:
+        return _plain(y, turned, (1, 1), pads)
     return _plain(_spread(y, form), turned, (1, 1), "VALID")
-
-
-def _every_pixel(x: jax.Array, k: jax.Array, padding: Any) -> jax.Array:
-    """The convolution of stride 1; padding may be negative.
-
-    XLA has a fast routine for more than 16 channels. Of fewer, two pixels are taken as one of twice
-    the channels, with a third more multiplications for a kernel of 3 by 3.
-    """
-    (h, w, i, o), (rows, columns) = k.shape, padding
-    if min(rows + columns) < 0:
-        x, rows, columns = _pad(x, rows, columns), (0, 0), (0, 0)
-    num_columns = x.shape[2] + sum(columns) - w + 1
-    if not (SLOW // 2 < max(i, o) <= SLOW and w > 1 and num_columns % 2 == 0):
-        return _plain(x, k, (1, 1), (rows, columns))
-    b, blocks = x.shape[0], w // 2 + 1
-    width = num_columns + 2 * (blocks - 1)
-    x = _pad(x, (0, 0), (columns[0], width - x.shape[2] - columns[0]))
-    k = _pad(_placed(k, 2).reshape(h, w + 1, i, 2 * o), (0, 2 * blocks - w - 1), (0, 0))
-    x, k = x.reshape(b, -1, width // 2, 2 * i), k.reshape(h, blocks, 2 * i, 2 * o)
-    y = _plain(x, _barrier(k), (1, 1), (rows, (0, 0)))
-    return y.reshape(b, y.shape[1], num_columns, o)
 
 
 def _kernel_on_cpu(x: jax.Array, y: jax.Array, *, form: _Form) -> jax.Array:
@@ -370,23 +347,21 @@ def _sum_over_images(
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return lax.dot_general(*factors(x, y), (((0,), (0,)), ((), ())))
 
-    x, y = _barrier((x, y))  # or what makes them is computed once more, in the shape of the loop
     b = x.shape[0]
     of_one = jax.eval_shape(factors, x[:1], y[:1])
     fitting = max(1, CHUNK // sum(4 * factor.size for factor in of_one))
     at_once = 2 ** (fitting.bit_length() - 1)
     if b <= at_once:
         return product(x, y)
+
+    # Sliced from the whole: in another shape, what makes x and y would be computed once more.
+    def add(n: jax.Array, total: jax.Array) -> jax.Array:
+        part = (lax.dynamic_slice_in_dim(z, n * at_once, at_once) for z in (x, y))
+        return total + product(*part)
+
     parts = b // at_once
-    rest = parts * at_once
-
-    def split(z: jax.Array) -> jax.Array:
-        return z[:rest].reshape(parts, at_once, *z.shape[1:])
-
     zeros = jnp.zeros([factor.shape[1] for factor in of_one], x.dtype)
-    total, _ = lax.scan(
-        lambda total, part: (total + product(*part), None), zeros, (split(x), split(y))
-    )
+    total, rest = lax.fori_loop(0, parts, add, zeros), parts * at_once
     return total if rest == b else total + product(x[rest:], y[rest:])
 
 
