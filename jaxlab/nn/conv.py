@@ -136,8 +136,9 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of every window.
 
-    Windows that tile the image are axes of a reshape (XLA differentiates `reduce_window` slowly on
-    CPU). Of values that are largest together the first has the derivative.
+    Of values that are largest together the first, row by row, has all of the derivative. Windows
+    that tile the image are compared pixel by pixel, as XLA differentiates `reduce_window` slowly on
+    CPU; others are that.
 
     Args:
       x_bhwc: [b, h, w, c].
@@ -164,24 +165,38 @@ def max_pool(
     if window[0] > most[0] or window[1] > most[1]:
         raise UsageError(f"a window of {window} on images of {(h, w)}; the most is {most}")
     if not padding and window == stride and h % window[0] == 0 and w % window[1] == 0:
-        rows, columns = h // window[0], w // window[1]
-        x = x_bhwc.reshape(b, rows, window[0], columns, window[1], c)
-        return _largest(_largest(x, 4), 2)
+        return _max_of_tiles(x_bhwc.reshape(b, h // window[0], window[0], -1, window[1], c))
     sizes, strides = (1, *window, 1), (1, *stride, 1)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return lax.reduce_window(x_bhwc, -jnp.inf, lax.max, sizes, strides, pads)
 
 
-def _largest(x: jax.Array, axis: int) -> jax.Array:
-    """The largest along an axis, by comparisons in turn, NaN before all.
+@jax.custom_jvp
+def _max_of_tiles(x_bhrwsc: jax.Array) -> jax.Array:
+    return _first_largest(x_bhrwsc)[0]
 
-    The derivative of `max` asks which values equal the result, and is NaN where none does: XLA may
-    compute a value twice, with and without a fused multiply-add. Here one always has it.
+
+@_max_of_tiles.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    largest, place = _first_largest(x)
+    places = jnp.arange(x.shape[2] * x.shape[4]).reshape(x.shape[2], 1, x.shape[4], 1)
+    is_taken = place[:, :, None, :, None] == places
+    return largest, jnp.where(is_taken, dx, 0).sum(axis=(2, 4))
+
+
+def _first_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest of each tile and its number, row by row.
+
+    Not by `max`, whose derivative asks which values equal the result, and is NaN where none does:
+    XLA may compute a value twice, with and without a fused multiply-add.
     """
-    first, *others = (lax.index_in_dim(x, n, axis, keepdims=False) for n in range(x.shape[axis]))
-    for other in others:
-        first = jnp.where((other > first) | (other != other), other, first)
-    return first
+    pixels = [x[:, :, r, :, s] for r, s in itertools.product(range(x.shape[2]), range(x.shape[4]))]
+    largest, place = pixels[0], jnp.zeros(pixels[0].shape, jnp.int32)
+    for number, pixel in enumerate(pixels[1:], 1):
+        place = jnp.where(pixel > largest, number, place)
+        largest = jnp.maximum(pixel, largest)
+    return largest, place
 
 
 @dataclasses.dataclass(frozen=True)
