@@ -169,7 +169,7 @@ def jax_step(network: str, cores: int):
     import numpy as np
     import optax
 
-    from jaxlab import objectives, train
+    from jaxlab import models, objectives, train
     from jaxlab.core import MeshConfig, make_mesh
 
     train.reuse_memory()
@@ -178,7 +178,7 @@ def jax_step(network: str, cores: int):
     optimizer = optax.sgd(0.1, momentum=0.9)
     mesh = make_mesh(MeshConfig(data=cores), jax.devices()[:cores])
     view, state, _ = train.init_state(
-        builder(network), optimizer, key=0, mesh=mesh,
+        models.classifier_config(network).build, optimizer, key=0, mesh=mesh,
         metric_names=("loss", "grad_norm", "accuracy"),
     )
     step = train.make_step(
@@ -191,76 +191,6 @@ def jax_step(network: str, cores: int):
         return lambda: jax.block_until_ready(held["state"])
 
     return run, f"jax {jax.__version__}"
-
-
-def builder(network: str):
-    """Makes the network from `nnx.Rngs`."""
-    return {"resnet20": jax_resnet20, "small_cnn": jax_small_cnn}[network]()
-
-
-def jax_resnet20():
-    """ResNet-20 for 32 by 32 images, with projections in its two wider groups."""
-    from flax import nnx
-
-    from jaxlab import nn
-
-    class Normed(nnx.Module):
-        def __init__(self, i: int, o: int, window: int, stride: int, rngs: nnx.Rngs):
-            padding = window // 2
-            self.conv = nn.Conv(i, o, window, stride=stride, padding=padding, rngs=rngs)
-            self.norm = nn.BatchNorm(o, momentum=0.9, rngs=rngs)
-
-        def __call__(self, x):
-            return self.norm(self.conv(x))
-
-    class Block(nnx.Module):
-        def __init__(self, i: int, o: int, stride: int, rngs: nnx.Rngs):
-            self.first = Normed(i, o, 3, stride, rngs)
-            self.second = Normed(o, o, 3, 1, rngs)
-            self.shortcut = None if i == o else Normed(i, o, 1, stride, rngs)
-
-        def __call__(self, x):
-            shortcut = x if self.shortcut is None else self.shortcut(x)
-            return nnx.relu(self.second(nnx.relu(self.first(x))) + shortcut)
-
-    class ResNet20(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.stem = Normed(3, 16, 3, 1, rngs)
-            widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-            self.blocks = nnx.List(
-                Block(i, o, o // i, rngs) for i, o in zip(widths, widths[1:], strict=False)
-            )
-            self.head = nnx.Linear(64, 10, rngs=rngs)
-
-        def __call__(self, x):
-            x = nnx.relu(self.stem(x))
-            for block in self.blocks:
-                x = block(x)
-            return self.head(x.mean(axis=(1, 2)))
-
-    return ResNet20
-
-
-def jax_small_cnn():
-    """Three convolutions of 32, 64, 64 channels, each with ReLU and pooling, and two layers."""
-    from flax import nnx
-
-    from jaxlab import nn
-
-    class SmallCNN(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.convs = nnx.List(
-                nn.Conv(i, o, 3, use_bias=True, rngs=rngs) for i, o in ((3, 32), (32, 64), (64, 64))
-            )
-            self.hidden = nnx.Linear(1024, 128, rngs=rngs)
-            self.head = nnx.Linear(128, 10, rngs=rngs)
-
-        def __call__(self, x):
-            for conv in self.convs:
-                x = nn.max_pool(nnx.relu(conv(x)), 2)
-            return self.head(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))))
-
-    return SmallCNN
 
 
 def torch_step(network: str, cores: int):
@@ -285,7 +215,7 @@ def torch_step(network: str, cores: int):
 
 
 def torch_resnet20(nn):
-    """The network of `jax_resnet20`."""
+    """ResNet-20 for 32 by 32 images, with projections in its two wider groups."""
 
     def normed(i: int, o: int, window: int, stride: int):
         conv = nn.Conv2d(i, o, window, stride, window // 2, bias=False)
@@ -310,7 +240,7 @@ def torch_resnet20(nn):
 
 
 def torch_small_cnn(nn):
-    """The network of `jax_small_cnn`."""
+    """Three convolutions, each with ReLU and pooling, and two layers."""
     layers = []
     for i, o in ((3, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
@@ -384,11 +314,13 @@ def ascents() -> dict[str, Callable[[], None]]:
     import jax.numpy as jnp
     from flax import nnx
 
+    from jaxlab import models
     from jaxlab.core import View
     from jaxlab.objectives import label_nats
 
     images, labels = (jnp.asarray(part[:32]) for part in numbers())
-    view = View.of(builder("resnet20")(nnx.Rngs(0))).evaluating()
+    model = models.classifier_config("resnet20").build(nnx.Rngs(0))
+    view = View.of(model).evaluating()
 
     @jax.jit
     def gradient(x):
