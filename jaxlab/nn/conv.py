@@ -25,7 +25,11 @@ Padding = str | int | Sequence[tuple[int, int]]
 """'SAME', 'VALID', pixels on every side, or `((above, below), (left, right))`."""
 
 HE_NORMAL = jax.nn.initializers.he_normal()
-CHUNK = 2**18  # bytes of the factors of one product of a kernel's gradient: they fit a core's cache
+"""How kernels start: normal of variance `2 / fan_in`, cut off at two deviations."""
+
+# Bytes of the factors of one product of a kernel's gradient. They must fit a core's cache; of 2**18
+# to 2**20, this trains the networks of `benchmarks/image_training.py` fastest.
+CHUNK = 2**18
 STRIP = 4  # output pixels that few channels are computed in at once
 
 _barrier = lax.optimization_barrier  # or the compiler makes of a fast form the slow one it came of
