@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from benchmarks.block_recurrent import positive, take_turns
 
-NETS = {"mlp": (28, 28, 1), "cnn": (32, 32, 3)}
+NETS = {"mlp": "mlp", "cnn": "small_cnn"}
 
 
 def main() -> None:
@@ -42,15 +42,17 @@ def measure(net: str, batch_size: int, num_steps: int, num_rounds: int) -> dict:
     import numpy as np
     from flax import nnx
 
+    from jaxlab import models
     from jaxlab.core import View
     from jaxlab.evals import pgd, predict
     from jaxlab.objectives import label_nats
     from jaxlab.train import reuse_memory
 
     reuse_memory()
-    view = View.of({"mlp": mlp, "cnn": cnn}[net](nnx.Rngs(0)))
+    config = models.classifier_config(NETS[net])
+    view = View.of(config.build(nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    levels = rng.integers(0, 256, (batch_size, *NETS[net]), dtype=np.uint8)
+    levels = rng.integers(0, 256, (batch_size, *config.image_shape), dtype=np.uint8)
     labels = rng.integers(0, 10, batch_size)
     attack, key = pgd(view, 8 / 255, steps=num_steps), jax.random.key(0)
     batch = {"inputs": levels, "targets": labels}
@@ -90,32 +92,6 @@ def measure(net: str, batch_size: int, num_steps: int, num_rounds: int) -> dict:
         "cpu_s": {name: round(value, 4) for name, value in best.items()},
         "jax": jax.__version__,
     }
-
-
-def mlp(rngs):
-    """784-512-512-10."""
-    from flax import nnx
-
-    return nnx.Sequential(
-        lambda x_bhwc: x_bhwc.reshape(len(x_bhwc), -1), nnx.Linear(784, 512, rngs=rngs), nnx.relu,
-        nnx.Linear(512, 512, rngs=rngs), nnx.relu, nnx.Linear(512, 10, rngs=rngs),
-    )
-
-
-def cnn(rngs):
-    """Three 3x3 convolutions of 32, 64 and 64 channels, each with a 2x2 maximum; 1024-128-10."""
-    from functools import partial
-
-    from flax import nnx
-
-    from jaxlab.nn import Conv, max_pool
-
-    pool = partial(max_pool, window=2)
-    return nnx.Sequential(
-        Conv(3, 32, rngs=rngs), nnx.relu, pool, Conv(32, 64, rngs=rngs), nnx.relu, pool,
-        Conv(64, 64, rngs=rngs), nnx.relu, pool, lambda x_bhwc: x_bhwc.reshape(len(x_bhwc), -1),
-        nnx.Linear(1024, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 10, rngs=rngs),
-    )
 
 
 if __name__ == "__main__":

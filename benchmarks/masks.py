@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.block_recurrent import positive, take_turns
 
-NETS = ("mlp", "cnn")
+NETS = {"mlp": "mlp", "cnn": "small_cnn"}
 
 
 def main() -> None:
@@ -39,44 +39,22 @@ def main() -> None:
         print(json.dumps(measure(net, args.steps, args.rounds, args.every)), flush=True)
 
 
-def build(net: str, rngs: Any) -> Any:
-    """The MLP 784-512-512-10, or three convolutions with pooling and a dense layer."""
-    import jax
-    from flax import nnx
-
-    if net == "mlp":
-        sizes = (784, 512, 512, 10)
-        layers = [
-            nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ]
-        between = [jax.nn.relu] * (len(layers) - 1)
-        parts = [lambda x: x.reshape(len(x), -1), layers[0]]
-        for activation, layer in zip(between, layers[1:], strict=True):
-            parts += [activation, layer]
-        return nnx.Sequential(*parts)
-    sizes = (3, 32, 64, 64)
-    parts = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
-        parts += [nnx.Conv(a, b, (3, 3), rngs=rngs), jax.nn.relu]
-        parts.append(lambda x: nnx.avg_pool(x, (2, 2), (2, 2)))
-    return nnx.Sequential(*parts, lambda x: x.mean((1, 2)), nnx.Linear(64, 10, rngs=rngs))
-
-
 def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
     """Times the variants of one net in turns."""
     import jax
     import numpy as np
     import optax
 
-    from jaxlab import objectives, train
+    from jaxlab import models, objectives, train
     from jaxlab.core import MeshConfig, make_mesh
 
     train.reuse_memory()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    shape = (28, 28, 1) if net == "mlp" else (32, 32, 3)
+    config = models.classifier_config(NETS[net])
     rng = np.random.default_rng(0)
     batch = {
-        "inputs": rng.random((128, *shape), np.float32), "targets": rng.integers(0, 10, 128)
+        "inputs": rng.random((128, *config.image_shape), np.float32),
+        "targets": rng.integers(0, 10, 128),
     }
     never, always = 2**30, 1
 
@@ -86,7 +64,7 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
             sparsity = train.SparsityConfig(method, 0.1, every=every, end=2**30)
             optimizer = sparsity.optimizer(optimizer, 2**30)
         view, state, _ = train.init_state(
-            lambda rngs: build(net, rngs), optimizer, key=0, mesh=mesh,
+            config.build, optimizer, key=0, mesh=mesh,
             metric_names=("accuracy", "grad_norm", "loss"),
         )
         if sparsity is not None:
