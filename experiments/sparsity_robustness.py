@@ -11,7 +11,7 @@ Trains a dense net; sparse nets of its capacity that are wider or deeper; and a 
 made sparse as it is. Each is tested on clean images, on corrupted and attacked ones, and with noise
 on its weights, over several seeds.
 
-`tiny` takes about ten minutes on two cores. What holds and what does not stands in
+`tiny` takes about a quarter of an hour of one core. What holds and what does not stands in
 docs/sparsity_robustness_results.md.
 """
 
