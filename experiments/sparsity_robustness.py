@@ -381,11 +381,10 @@ def curves(numbers: Mapping[str, Any], test: str, title: str) -> dict[str, tuple
     """Caption and figure of one test, over density and over depth."""
     families: dict[str, list[tuple[float, ...]]] = {}
     for name, net in numbers["nets"].items():
-        mean, *ends = numbers["accuracy %"][test][name]
-        low, high = (end if math.isfinite(end) else math.nan for end in ends)
-        families.setdefault(net["family"], []).append(
-            (net["x"], mean, max(low, 0.0), min(high, 100.0))
-        )
+        mean, low, high = numbers["accuracy %"][test][name]
+        # One seed has no interval: its ends were infinite, which JSON keeps as null.
+        ends = (mean, mean) if low is None else (max(low, 0.0), min(high, 100.0))
+        families.setdefault(net["family"], []).append((net["x"], mean, *ends))
     [dense] = families.pop(DENSE)
     found = {}
     over_density = {

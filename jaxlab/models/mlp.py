@@ -45,6 +45,11 @@ class MLPConfig(ClassifierConfig):
             raise UsageError(
                 f"widths={self.widths}; expected one hidden layer or more, of 1 or more units"
             )
+        if self.in_dim is not None and (len(self.mean), len(self.std)) != (1, 1):
+            raise UsageError(
+                f"mean={self.mean} and std={self.std} are by channel, and in_dim={self.in_dim} has "
+                "none; give one of each"
+            )
         if self.residual and len(set(self.hidden_widths)) > 1:
             raise UsageError(f"widths={self.widths} differ; residual=True adds layers of one width")
 
@@ -63,7 +68,7 @@ class DenseBlock(nnx.Module):
 
     Args:
       in_dim, out_dim: of W.
-      norm: a name of `nn.NORMS`, or 'none'.
+      config: its norm and dtype.
       residual: see above.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,8 @@ from flax import nnx
 from configs.sparsity_robustness import VARIANTS, Config, DataConfig, StressConfig, mnist, tiny
 from experiments import sparsity_robustness as study
 from jaxlab import data, train
-from jaxlab.core import UsageError, View
+from jaxlab.core import UsageError, View, to_dict
+from jaxlab.results import Record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = "--config=configs/sparsity_robustness.py:smoke"
@@ -134,16 +136,31 @@ def test_claims_hold_where_the_numbers_say_so_and_not_elsewhere(digits):
     loss = {test: -0.2 for test in study.TESTS}
     shifts = dict.fromkeys(found, {}) | {"wide_erk_0.05": gain, "falling_0.005": loss,
                                          "falling_0.03": loss}
-    held = {c.claim: c.holds for c in study.claims_of(config, found, accuracy(**shifts))}
-    width = [holds for claim, holds in held.items()]
-    assert len(width) == 4 + 2 * 4 + 1 + 3 - 6  # claims of one kind have one text
     claims = study.claims_of(config, found, accuracy(**shifts))
+    assert len(claims) == 3 * 4 + 1 + 3  # width, depth, depth with skips; lost capacity
     assert [c.holds for c in claims[:4]] == [True] * 4
     assert [c.holds for c in claims[4:8]] == [True, False, False, False]
     assert [c.holds for c in claims[12:]] == [True] * 4
     worse = shifts | {"wide_erk_0.05": loss, "falling_0.005": {}, "falling_0.03": {}}
     claims = study.claims_of(config, found, accuracy(**worse))
     assert not any(c.holds for c in (*claims[:4], *claims[12:]))
+
+
+def test_a_single_seed_is_drawn_without_an_interval(digits, tmp_path):
+    config = dataclasses.replace(VARIANTS["smoke"](), num_seeds=1)
+    found = study.nets(config, digits)
+    one = {name: [dict.fromkeys(study.TESTS, 0.5)] for name in found}
+    record = Record.create(
+        tmp_path / "w", experiment="sparsity_robustness", variant="smoke", paper="",
+        config=to_dict(config),
+    )
+    claims = study.claims_of(config, found, one)
+    assert not any(claim.holds for claim in claims)
+    record.write_results(claims, train.with_command(
+        study.numbers_of(found, one, digits, digits), "python"
+    ))
+    study.draw(record)
+    assert (record.figures_dir / "pgd_density.png").is_file()
 
 
 def test_a_dry_run_plans_the_dense_and_the_largest_net():

@@ -269,6 +269,10 @@ def test_a_residual_mlp_of_zero_kernels_passes_its_first_layer_on():
         (lambda: classifier_config("vgg16", stages=()), "one stage or more"),
         (lambda: classifier_config("mlp", widths=(4, 5), residual=True), "of one width"),
         (
+            lambda: models.MLPConfig(image_shape=(4, 4, 3), in_dim=48, mean=(0.1, 0.2, 0.3)),
+            "by channel, and in_dim=48 has none",
+        ),
+        (
             lambda: classifier_config("resnet20", norm="fixup", block="preactivation"),
             "no preactivation block",
         ),
