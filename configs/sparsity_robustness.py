@@ -1,8 +1,8 @@
 """Configs of `experiments/sparsity_robustness.py`: sparsity and robustness, arXiv 2206.10915.
 
 The paper's abstract alone is public in words; nets, densities, budgets and seeds of its runs are
-not, so `paper` is the usual CIFAR-10 setting. Costs are of two cores of a shared x86-64 machine,
-with compilation.
+not, so `paper` is the usual CIFAR-10 setting. Costs are of an x86-64 machine with AVX-512, with
+compilation; where none is told, none was measured.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from jaxlab.core import MeshConfig, UsageError
 from jaxlab.data import ImageSet, channel_statistics, corruptions, open_images
@@ -28,6 +30,11 @@ class DataConfig:
       train_images, test_images: so many first ones; None: all.
       augment: crops padded by 4 pixels, and flips.
       normalise: whether models take off the mean of each channel and divide by its deviation.
+      image_shape, num_classes: of the images, so that a run is planned without them; None: ask
+        them. A run refuses images of others.
+
+    Raises:
+      UsageError: one of both without the other.
     """
 
     train: str = "digits/train"
@@ -37,12 +44,41 @@ class DataConfig:
     test_images: int | None = None
     augment: bool = False
     normalise: bool = False
+    image_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self):
+        if (self.image_shape is None) != (self.num_classes is None):
+            raise UsageError(
+                f"image_shape={self.image_shape} and num_classes={self.num_classes}; give both, or "
+                "none"
+            )
+
+    def blank(self) -> ImageSet | None:
+        """Two images of the shape and classes that are told, to plan by; None where none are."""
+        if self.image_shape is None:
+            return None
+        levels = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+        images = np.broadcast_to(levels, (2, *self.image_shape))
+        return ImageSet(images, [0, 0], num_classes=self.num_classes, name=f"like {self.train}")
 
     def open(self) -> tuple[ImageSet, ImageSet]:
-        """Training and test images."""
+        """Training and test images.
+
+        Raises:
+          UsageError: images that cannot be opened, or of another shape or number of classes than
+            told.
+        """
         found = []
         for spec, count in ((self.train, self.train_images), (self.test, self.test_images)):
             images = open_images(spec, data_dir=self.data_dir)
+            told = self.image_shape, self.num_classes
+            seen = images.image_shape, images.num_classes
+            if self.image_shape is not None and told != seen:
+                raise UsageError(
+                    f"{spec!r} has images of {seen[0]} in {seen[1]} classes; image_shape and "
+                    f"num_classes say {told[0]} and {told[1]}: set them to those, or to none"
+                )
             found.append(images if count is None else images.first(min(count, len(images))))
         return found[0], found[1]
 
@@ -145,7 +181,7 @@ class Config:
 
 
 def tiny() -> Config:
-    """Handwritten digits, 8 by 8, that come with the package: minutes on two cores."""
+    """Handwritten digits, 8 by 8, that come with the package: 14 minutes of one core."""
     # The nets are those of `mnist`, on inputs of 8 by 8: a dense net of 32 by 32 units has 3,392
     # weights; at density 0.01 its capacity is spread over a net about 17 times as wide.
     return Config(
@@ -158,14 +194,17 @@ def tiny() -> Config:
 
 
 def mnist() -> Config:
-    """MNIST from a prepared tensorflow_datasets set: about half an hour on two cores."""
+    """MNIST from a prepared tensorflow_datasets set: 18 minutes of one core."""
     # 26,432 weights in a dense net of 32 by 32 units; the densities give widths near 64 to 1,024.
     return dataclasses.replace(
         tiny(),
         densities=(0.48, 0.22, 0.098, 0.039, 0.0145),
         rules=("erk", "level", "uniform"),
         num_seeds=3, claimed=0.039,
-        data=DataConfig(train="tfds:mnist/train", test="tfds:mnist/test"),
+        data=DataConfig(
+            train="tfds:mnist/train", test="tfds:mnist/test", image_shape=(28, 28, 1),
+            num_classes=10,
+        ),
         train=dataclasses.replace(
             tiny().train, steps=640, batch_size=250, save_every=640,
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant"),
@@ -174,7 +213,7 @@ def mnist() -> Config:
 
 
 def cifar10() -> Config:
-    """CIFAR-10 with the small convolutional net, a few epochs: half an hour on two cores."""
+    """CIFAR-10 with the small convolutional net, a few epochs."""
     return dataclasses.replace(
         tiny(),
         classifier="small_cnn", width=8, depth=1,
@@ -182,7 +221,7 @@ def cifar10() -> Config:
         depths=(1, 2), depth_width=16, with_skips=False, num_seeds=3, claimed=0.06,
         data=DataConfig(
             train="tfds:cifar10/train", test="tfds:cifar10/test", train_images=25_000,
-            test_images=2_000, normalise=True,
+            test_images=2_000, normalise=True, image_shape=(32, 32, 3), num_classes=10,
         ),
         stress=StressConfig(
             noise=0.1, corruptions=("contrast/4", "gaussian_blur/5", "fog/4"), eps=2 / 255,
@@ -227,7 +266,8 @@ def paper() -> Config:
         falling_width=64, falling_densities=(0.5, 0.25, 0.1, 0.05, 0.02, 0.01),
         depths=(1, 2, 3), depth_width=32, with_skips=False, num_seeds=3,
         data=DataConfig(
-            train="tfds:cifar10/train", test="tfds:cifar10/test", augment=True, normalise=True
+            train="tfds:cifar10/train", test="tfds:cifar10/test", augment=True, normalise=True,
+            image_shape=(32, 32, 3), num_classes=10,
         ),
         stress=StressConfig(noise=0.1, corruptions=severe, eps=2 / 255, relative=0.2, rms=0.2),
         train=TrainConfig(

@@ -455,7 +455,7 @@ def closing_words(record: Record) -> str:
 
 def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
     """Size, memory, sharding and length of the trainings; the pod is for the largest net."""
-    training, _ = config.data.open()
+    training = config.data.blank() or config.data.open()[0]
     found = nets(config, training)
     largest = max(found, key=lambda name: found[name].size)
     shape = (config.train.batch_size, *training.image_shape)

@@ -169,6 +169,21 @@ def test_a_dry_run_plans_the_dense_and_the_largest_net():
     assert "density 1" not in lines and "kept weights: 312 of" in lines
 
 
+def test_sets_that_are_not_there_are_planned_for(monkeypatch):
+    config = VARIANTS["cifar10"]()
+    monkeypatch.setattr(DataConfig, "open", lambda self: pytest.fail("opened"))
+    lines = study.plan(config)
+    assert "dense:" in lines and any("kept weights" in line for line in lines)
+
+
+def test_images_of_another_shape_than_told_are_refused():
+    config = DataConfig(image_shape=(28, 28, 1), num_classes=10)
+    with pytest.raises(UsageError, match=r"images of \(8, 8, 1\) in 10 classes.*say \(28, 28, 1\)"):
+        config.open()
+    with pytest.raises(UsageError, match="give both, or none"):
+        DataConfig(num_classes=10)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
