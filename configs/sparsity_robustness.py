@@ -8,6 +8,7 @@ compilation; where none is told, none was measured.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,14 @@ class StressConfig:
         for spec in self.corruptions:
             name, _, severity = spec.partition("/")
             corruptions.make(name, int(severity) if severity.isdigit() else 0, any_size=True)
+        # Before anything is trained, and not when the first net is tested.
+        for name, most in {"noise": math.inf, "eps": 1, "relative": math.inf, "rms": math.inf,
+                           "worst": 1}.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most or not math.isfinite(value):
+                way_out = "; levels are written as 8 / 255, 0.0314" if name == "eps" else ""
+                upto = f" to {most}" if most == 1 else " or more"
+                raise UsageError(f"stress.{name}={value:g}; expected 0{upto}{way_out}")
         if min(self.steps, self.draws) < 1:
             raise UsageError(f"steps={self.steps} and draws={self.draws}; expected 1 or more")
 
@@ -242,7 +251,7 @@ def smoke() -> Config:
     return dataclasses.replace(
         base,
         width=4, densities=(0.3,), falling_width=8, falling_densities=(0.3,), depths=(2,),
-        depth_width=8, num_seeds=2, claimed=0.3,
+        depth_width=8, num_seeds=1, claimed=0.3,
         data=dataclasses.replace(base.data, train_images=64, test_images=32),
         stress=StressConfig(steps=2, draws=2),
         train=dataclasses.replace(

@@ -464,7 +464,7 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
         "targets": jax.ShapeDtypeStruct(shape[:1], np.int32),
         "index": jax.ShapeDtypeStruct(shape[:1], np.int32),
     }
-    lines = [f"{len(found)} nets, {config.num_seeds} trainings of each"]
+    lines = [f"{len(found)} nets, each trained with {config.num_seeds} seed(s)"]
     for name in dict.fromkeys(("dense", largest)):
         net = found[name]
         described = train.describe(
