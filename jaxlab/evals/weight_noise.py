@@ -24,6 +24,7 @@ from jaxlab.core import (
     Rules,
     UsageError,
     View,
+    apply_masks,
     batch_sharding,
     named,
     natural_sort,
@@ -165,7 +166,7 @@ def worst_case_weights(
     if not 0 < step_size < math.inf:
         raise UsageError(f"step_size={step_size:g}; expected a share of the radius above 0")
     examples = Examples.of(images, labels)
-    model = Classifier.of(view, params, state, mesh, rules)
+    model = Classifier.of(view, _seen(view, params), state, mesh, rules)
     rows = model.rows(batch_size)
     shape = (batch_size, *examples.images.shape[1:])
     require_labels(examples.labels, model.num_classes(shape, examples.images.dtype))
@@ -218,7 +219,7 @@ def weight_noise_curve(
     if draws < 1 or not len(sizes):
         raise UsageError(f"draws={draws}, {len(sizes)} sizes; expected 1 or more of both")
     where = dict(labels=labels, batch_size=batch_size, state=state, mesh=mesh, rules=rules)
-    params = view.params if params is None else params
+    params = _seen(view, params)
 
     def accuracy(size: float, draw: int) -> float:
         draw_key = named(key, "draw", draw)
@@ -233,6 +234,11 @@ def weight_noise_curve(
 
     accuracies = [[accuracy(size, draw) for draw in range(draws)] for size in sizes]
     return WeightNoiseCurve(kind, tuple(map(float, sizes)), np.array(accuracies))
+
+
+def _seen(view: View, params: Params | None) -> Params:
+    """The parameters as a masked view sees them: noise and norms are of the weights it keeps."""
+    return apply_masks(view.params if params is None else params, view.masks)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -235,3 +235,23 @@ def test_what_cannot_be_perturbed_is_refused_in_one_line(view, call, message):
     with pytest.raises(UsageError, match=message) as caught:
         call(view.params, view)
     assert "\n" not in str(caught.value)
+
+
+def test_a_masked_view_is_perturbed_where_it_keeps_weights_whatever_weights_are_passed():
+    dense = View.of(Net())
+    keeps = np.random.default_rng(1).random((6, 20)) < 0.3
+    masked = dense.masked({"up/kernel": jnp.asarray(keeps)})
+    found = worst_case_weights(
+        masked, IMAGES, LABELS, rho=0.1, key=KEY, steps=3, batch_size=10, params=dense.params
+    )["up/kernel"]
+    start = np.asarray(dense.params["up/kernel"]) * keeps
+    np.testing.assert_array_equal(np.asarray(found)[~keeps], 0)
+    assert np.linalg.norm(found - start) <= 0.1 * np.linalg.norm(start) * (1 + 1e-5)
+    curves = [
+        weight_noise_curve(
+            masked, IMAGES, LABELS, kind="rms", sizes=[0.5, 2.0], key=KEY, draws=3, batch_size=10,
+            params=params,
+        ).accuracies
+        for params in (dense.params, None)
+    ]
+    np.testing.assert_array_equal(*curves)
