@@ -52,12 +52,12 @@ from jaxlab.train.config_files import (
     split_assignments,
     split_variant,
 )
-from jaxlab.train.connect import connect, leave, quiet_unless_main
+from jaxlab.train.connect import RUN_AGAIN, connect, leave, quiet_unless_main
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.pods import MAX_VIRTUAL, Pod, tpu_pod, virtual_pod
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
-USAGE, DIVERGED, NOT_WRITTEN, RUN_AGAIN, CTRL_C = 2, 3, 5, 75, 130
+USAGE, DIVERGED, NOT_WRITTEN, CTRL_C = 2, 3, 5, 130
 
 FLAGS = (
     (

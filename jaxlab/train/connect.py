@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
 from jaxlab.core import UsageError, is_main_host
+
+RUN_AGAIN = 75
+"""The exit code that asks for the same command again: `EX_TEMPFAIL` of sysexits.h."""
 
 
 def connect(
@@ -28,8 +34,9 @@ def connect(
       num_processes: how many take part.
       process_id: the number of this one, from 0.
       start_timeout: seconds to wait for the others at the start.
-      host_timeout: a host that has not been heard of for so many seconds is taken for lost: JAX
-        then aborts the others.
+      host_timeout: a host that has not been heard of for so many seconds is taken for lost: the
+        others then end with one line and the exit code that asks to be run again, below what JAX
+        says itself.
 
     Raises:
       UsageError: some of the three without the others, numbers out of range, a coordinator that
@@ -52,6 +59,33 @@ def connect(
         )
     else:
         _initialize("the coordinator that the cluster names", **settings)
+    if jax.distributed.is_initialized():
+        _end_aborts_with(_last_words)
+
+
+def _last_words(_signal: int) -> None:
+    """What is said where JAX aborts, from a thread of its own that is none of Python's."""
+    line = (
+        "another host of the run seems lost: JAX aborted this one, see above; start all of them "
+        "again: the same command continues from the last checkpoint\n"
+    )
+    os.write(2, line.encode())
+    os._exit(RUN_AGAIN)
+
+
+def _end_aborts_with(end: Callable[[int], None]) -> None:
+    # JAX's own callback for lost hosts cannot be called from Python in today's versions, and
+    # Python's signal handlers run in the main thread, which waits for the devices.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+    def restore(_handler: object = handler) -> None:  # and keeps the handler alive until then
+        set_handler(signal.SIGABRT, None)
+
+    # Without an interpreter there is nobody to say it.
+    atexit.register(restore)
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
