@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxlab import __version__
 from jaxlab.core import (
@@ -27,8 +26,11 @@ from jaxlab.core import (
     on_main_host,
 )
 from jaxlab.train.background import Background
+from jaxlab.train.joined import join, joined_paths, split
+from jaxlab.train.joined import targets as targets_of
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
+    by_path,
     carry_has_other_rows,
     checksums_of,
     items_of,
@@ -145,15 +147,16 @@ class Checkpoints:
         self.wait()
         step, beside = int(state.step), _beside_steps()
         rank = self._rank(measured or {}, step)
-        items, sums = _taken(state)
+        taken = _taken(state)
 
         def write() -> None:
             own = {
                 "caller": dict(meta or {}) | {"jaxlab": __version__},
-                "leaves": leaves_of(items),
-                "checksums": checksums_of(sums),
+                "leaves": taken.leaves,
+                "joined": taken.joined,
+                "checksums": checksums_of(taken.sums),
             }
-            arrays = {name: args.StandardSave(item) for name, item in items.items()}
+            arrays = {name: args.StandardSave(item) for name, item in taken.items.items()}
             self._manager.save(
                 step,
                 args=args.Composite(
@@ -217,7 +220,7 @@ class Checkpoints:
         """
 
         def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-            meta = self._json(step, "meta")
+            meta = self._meta(step)
             targets = {"params": params_targets(meta["leaves"]) if params is None else params}
             if model_state:
                 targets["model_state"] = model_state
@@ -351,7 +354,7 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, target: TrainState) -> Restored:
-        meta = self._json(step, "meta")
+        meta = self._meta(step)
         items, leaves = items_of(target), meta["leaves"]
         if carry_has_other_rows(leaves, items):
             del items["carry"]
@@ -359,6 +362,16 @@ class Checkpoints:
         require_same_leaves(leaves, items, step)
         state = state_of(self._arrays(step, meta, items))
         return Restored(state, self._json(step, "data")["state"], meta["caller"])
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        meta = self._json(step, "meta")
+        if "joined" not in meta:
+            version = meta["caller"].get("jaxlab", "an older version")
+            raise UsageError(
+                f"the checkpoint of step {step} in {self._where()} was written by jaxlab {version} "
+                "in a form of before, with every array apart; go on with the version that wrote it"
+            )
+        return meta
 
     def _json(self, step: int, item: str) -> Any:
         from orbax.checkpoint import args
@@ -370,9 +383,15 @@ class Checkpoints:
     ) -> dict[str, Any]:
         from orbax.checkpoint import args
 
-        wanted = {name: args.StandardRestore(target) for name, target in targets.items()}
+        leaves, joined = by_path(targets), meta["joined"]
+        wanted = {
+            name: args.StandardRestore(item)
+            for name, item in _in_items(targets_of(leaves, joined)).items()
+        }
         restored = self._manager.restore(step, args=args.Composite(**wanted))
-        found = {name: restored[name] for name in targets}
+        read = by_path({name: restored[name] for name in targets})
+        arrays = split(read, leaves, joined)
+        found = jax.tree.unflatten(jax.tree.structure(targets), [arrays[path] for path in leaves])
         # The file format notices a file cut short, but not a flipped bit.
         for path, checksum in checksums_of(sums_of(found)).items():
             if checksum != meta["checksums"][path]:
@@ -419,16 +438,28 @@ def _beside_steps() -> bool:
     return num_hosts() == 1 and jax.default_backend() == "cpu"
 
 
-def _taken(state: TrainState) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """What is saved of a state, safe from the next step, and its checksums."""
+class _Taken(NamedTuple):
+    """What is saved of a state, safe from the next step: arrays in items, and what tells of them."""
+
+    items: dict[str, dict[str, jax.Array]]
+    leaves: dict[str, list[Any]]
+    joined: dict[str, list[str]]
+    sums: dict[str, jax.Array]
+
+
+def _taken(state: TrainState) -> _Taken:
     items = items_of(state)
-    items = _copied(items) if _beside_steps() else items
-    return items, sums_of(items)
+    leaves = by_path(items)
+    joined = joined_paths(leaves)
+    arrays = join(leaves, joined, copy=_beside_steps())
+    return _Taken(_in_items(arrays), leaves_of(items), joined, sums_of(items))
 
 
-@jax.jit
-def _copied(items: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(jnp.copy, items)
+def _in_items(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    items: dict[str, dict[str, Any]] = {}
+    for path, array in arrays.items():
+        items.setdefault(path.split("/")[0], {})[path.partition("/")[2]] = array
+    return items
 
 
 def _make_folder(folder: pathlib.Path) -> None:

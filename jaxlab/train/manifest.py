@@ -46,14 +46,22 @@ def state_of(items: Mapping[str, Any]) -> TrainState:
 
 def leaves_of(items: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Shape and dtype of every array by its path."""
-    return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in _by_path(items).items()}
+    return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in by_path(items).items()}
+
+
+def by_path(items: Mapping[str, Any]) -> dict[str, Any]:
+    """Every leaf by `item/path`, in the order of the tree."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items)
+    }
 
 
 def sums_of(items: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The sum of the bits of every array modulo 2**32, the same in whatever way it is sharded."""
     # One program: of many at once, collectives between the CPUs of two processes may meet in
     # another order on the other, and wait for ever.
-    return _checksums(_by_path(items))
+    return _checksums(by_path(items))
 
 
 def checksums_of(sums: Mapping[str, jax.Array]) -> dict[str, int]:
@@ -96,13 +104,6 @@ def params_targets(saved: Leaves) -> Params:
     return {
         path.removeprefix("params/"): jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
         for path, (*shape, dtype) in part(saved, "params").items()
-    }
-
-
-def _by_path(items: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(items)
     }
 
 

@@ -119,6 +119,24 @@ def test_other_numbers_than_were_saved_are_noticed(states, copy):
         assert_same(checkpoints.restore(states[0].abstract).state, states[1][2])
 
 
+def test_a_small_state_is_written_as_few_arrays(saved, states):
+    folder = saved / "checkpoints" / "3"
+    written = json.loads((folder / "train" / "_METADATA").read_text())["tree_metadata"]
+    # A joined one of each dtype, and the key.
+    assert len(written) < 5 < len(jax.tree.leaves(states[1][3].opt_state))
+
+
+def test_a_checkpoint_in_the_form_of_before_is_refused(states, copy):
+    for file in (copy / "checkpoints" / "3" / "meta").rglob("metadata"):
+        meta = json.loads(file.read_text())
+        del meta["joined"]
+        file.write_text(json.dumps(meta))
+    with train.Checkpoints(copy / "checkpoints") as checkpoints:
+        with pytest.raises(UsageError, match=r"step 3 .* in a form of before"):
+            checkpoints.restore(states[0].abstract)
+        assert checkpoints.latest_step() == 3
+
+
 def test_no_readable_checkpoint_is_an_error(states, copy):
     for step in (1, 2, 3):
         damage(copy, step)
