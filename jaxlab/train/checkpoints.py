@@ -30,6 +30,7 @@ from jaxlab.train.joined import join, joined_paths, split
 from jaxlab.train.joined import targets as targets_of
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
+    Sums,
     by_path,
     carry_has_other_rows,
     checksums_of,
@@ -393,7 +394,7 @@ class Checkpoints:
         arrays = split(read, leaves, joined)
         found = jax.tree.unflatten(jax.tree.structure(targets), [arrays[path] for path in leaves])
         # The file format notices a file cut short, but not a flipped bit.
-        for path, checksum in checksums_of(sums_of(found)).items():
+        for path, checksum in checksums_of(sums_of(arrays)).items():
             if checksum != meta["checksums"][path]:
                 raise OSError(f"{path} is not what was saved")
         return found
@@ -439,20 +440,30 @@ def _beside_steps() -> bool:
 
 
 class _Taken(NamedTuple):
-    """What is saved of a state, safe from the next step: arrays in items, and what tells of them."""
+    """What is saved of a state, safe from the next step: arrays in items, and what tells of it."""
 
     items: dict[str, dict[str, jax.Array]]
     leaves: dict[str, list[Any]]
     joined: dict[str, list[str]]
-    sums: dict[str, jax.Array]
+    sums: Sums
 
 
 def _taken(state: TrainState) -> _Taken:
-    items = items_of(state)
-    leaves = by_path(items)
-    joined = joined_paths(leaves)
-    arrays = join(leaves, joined, copy=_beside_steps())
-    return _Taken(_in_items(arrays), leaves_of(items), joined, sums_of(items))
+    arrays, tree = jax.tree.flatten(items_of(state))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays]
+    paths, leaves, joined = _layout(tree, tuple(shapes))
+    found = dict(zip(paths, arrays, strict=True))
+    saved = join(found, joined, copy=_beside_steps())
+    return _Taken(_in_items(saved), leaves, joined, sums_of(found))
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(
+    tree: jax.tree_util.PyTreeDef, shapes: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[tuple[str, ...], dict[str, list[Any]], dict[str, list[str]]]:
+    """Paths, shapes and companions of the arrays: to write them out takes longer than to save."""
+    leaves = by_path(jax.tree.unflatten(tree, shapes))
+    return tuple(leaves), leaves_of(leaves), joined_paths(leaves)
 
 
 def _in_items(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -20,17 +20,19 @@ Joined = Mapping[str, list[str]]
 """The paths of the arrays in each joined one, in their order, by `item/joined:dtype`."""
 
 
-def joined_paths(leaves: Mapping[str, jax.Array]) -> dict[str, list[str]]:
+def joined_paths(leaves: Mapping[str, Any]) -> dict[str, list[str]]:
     """Which arrays go together: those that are small and whole on every device, by item and dtype.
 
     Args:
-      leaves: by `item/path`.
+      leaves: arrays, or their shapes with shardings, by `item/path`.
     """
     found: dict[str, list[str]] = {}
     for path, leaf in leaves.items():
         # A key is of no dtype of files.
         key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if not key and leaf.nbytes < SMALL and leaf.is_fully_replicated:
+        if key or not leaf.sharding.is_fully_replicated:
+            continue
+        if math.prod(leaf.shape) * leaf.dtype.itemsize < SMALL:
             found.setdefault(f"{path.split('/')[0]}/{PREFIX}{leaf.dtype}", []).append(path)
     return found
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlab.core import Params, UsageError
 from jaxlab.train.state import TrainState
@@ -57,16 +58,28 @@ def by_path(items: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def sums_of(items: Mapping[str, Any]) -> dict[str, jax.Array]:
+class Sums(NamedTuple):
+    """Checksums on the devices.
+
+    Attributes:
+      paths: of the arrays.
+      values: uint32 [len(paths)].
+    """
+
+    paths: tuple[str, ...]
+    values: jax.Array
+
+
+def sums_of(leaves: Mapping[str, Any]) -> Sums:
     """The sum of the bits of every array modulo 2**32, the same in whatever way it is sharded."""
     # One program: of many at once, collectives between the CPUs of two processes may meet in
     # another order on the other, and wait for ever.
-    return _checksums(by_path(items))
+    return Sums(tuple(leaves), _checksums(list(leaves.values())))
 
 
-def checksums_of(sums: Mapping[str, jax.Array]) -> dict[str, int]:
+def checksums_of(sums: Sums) -> dict[str, int]:
     """What `sums_of` gives, as plain JSON, once the devices are done with it."""
-    return {path: int(total) for path, total in jax.device_get(dict(sums)).items()}
+    return dict(zip(sums.paths, np.asarray(sums.values).tolist(), strict=True))
 
 
 def require_same_leaves(saved: Leaves, items: Mapping[str, Any], step: int) -> None:
@@ -112,8 +125,8 @@ def _show(leaf: list[Any] | None) -> str:
 
 
 @jax.jit
-def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {path: _checksum(x) for path, x in leaves.items()}
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(x) for x in leaves])
 
 
 def _checksum(x: jax.Array) -> jax.Array:
