@@ -48,7 +48,7 @@ class CapacityMatch(Generic[C]):
 def capacity_matched(
     config: C,
     density: float,
-    grow: str = "width",
+    grow: str | Sequence[str] = "width",
     build: Callable[[C, nnx.Rngs], nnx.Module] | None = None,
     *,
     rule: Rule = "erk",
@@ -57,7 +57,7 @@ def capacity_matched(
     patterns: Sequence[str] | None = None,
     allow_empty_units: bool = False,
 ) -> CapacityMatch[C]:
-    """Finds the width or depth at which a sparse model has the capacity of a dense one.
+    """Finds the width, depth or both at which a sparse model has the capacity of a dense one.
 
     With K(w) the number of weights in prunable kernels, counted on an abstract model, and T that
     of the base, it is the w whose K(w) is nearest to T / density; then T weights are kept, counted
@@ -67,7 +67,8 @@ def capacity_matched(
       config: a frozen dataclass; of the dense model, unless there is a base.
       density: share of the grown model's weights that is kept, in (0, 1].
       grow: the integer field that grows, such as `width` or `depth`, or a tuple of integers, such
-        as `widths`: then the first grows, and the others in proportion.
+        as `widths`: then the first grows, and the others in proportion. Of several fields, as
+        `("width", "depth")`, the first grows, and the others by the same factor, rounded.
       build: `build(config, rngs)` makes the model; by default `config.build(rngs)`.
       rule: how the kept weights are shared out; see `densities`.
       base: the config of the dense model, where it is not that which grows: with a deeper `config`
@@ -84,22 +85,32 @@ def capacity_matched(
         raise UsageError(
             f"density={density}; it takes a share of the weights above 0, up to 1 (dense)"
         )
-    field = _field(config, grow)
+    fields = [_field(config, name) for name in ([grow] if isinstance(grow, str) else grow)]
+    if not fields or len({*fields}) < len(fields):
+        raise UsageError(f"grow={grow!r}; it takes one field, or several that differ")
+    field, *others = fields
     make = build or _own_build(config)
+
+    start = _first(getattr(config, field))
+
+    def sizes_of(grown: C) -> str:
+        return ", ".join(f"{name}={getattr(grown, name)}" for name in fields)
 
     @functools.cache
     def sized(number: int) -> tuple[int, C, View]:
         grown = _with(config, field, number)
+        for other in others:
+            first = _first(getattr(config, other))
+            grown = _with(grown, other, max(1, round(first * number / start)))
         try:
             view = View.abstract(lambda: make(grown, nnx.Rngs(0)))
         except UsageError as error:
             raise UsageError(
-                f"no model of {field}={getattr(grown, field)} on the way to density {density}: "
-                f"{error}; grow by whole steps that fit, with step="
+                f"no model of {sizes_of(grown)} on the way to density {density}: {error}; grow by "
+                "whole steps that fit, with step="
             ) from None
         return _size(view, patterns), grown, view
 
-    start = _first(getattr(config, field))
     view = sized(start)[2]
     if base is not None:
         view = View.abstract(lambda: make(base, nnx.Rngs(0)))

@@ -95,6 +95,15 @@ def test_the_width_is_found_for_a_deeper_net_too():
     assert nearest < 32 and match.base_outside == 74
 
 
+def test_width_and_depth_grow_together():
+    match = capacity_matched(MLPConfig(width=32, depth=4), 0.2, ("width", "depth"))
+    sizes = {w: mlp_weights(w, round(4 * w / 32)) for w in range(32, 200)}
+    nearest = min(sizes, key=lambda w: abs(sizes[w] - match.target / 0.2))
+    assert match.config == MLPConfig(width=nearest, depth=round(nearest / 8))
+    assert match.config.depth > 5 and match.size == sizes[nearest]
+    assert sum(match.counts.values()) == match.target == mlp_weights(32, 4)
+
+
 def test_widths_grow_in_proportion():
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -139,6 +148,8 @@ def test_nothing_is_allocated():
         ((MLPConfig(), 1.5), "density=1.5; it takes a share"),
         ((MLPConfig(), 0.5, "widht"), "MLPConfig has the whole numbers .*; did you mean 'width'"),
         ((MLPConfig(), 0.5, "name"), "grow='name'; MLPConfig has the whole numbers width, depth"),
+        ((MLPConfig(), 0.5, ()), r"grow=\(\); it takes one field, or several that differ"),
+        ((MLPConfig(), 0.5, ("width", "width")), "it takes one field, or several that differ"),
         ((ResNetConfig(), 0.5), r"ResNetConfig has no build\(rngs\); pass build="),
         (({"width": 3}, 0.5), "a config is a dataclass, got dict"),
     ],
