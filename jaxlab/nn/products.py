@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
 
@@ -62,7 +63,8 @@ def _product_on_cpu(
     copy = jax.lax.optimization_barrier  # or the compiler undoes the transposition
     if x.shape[1] <= y.shape[1]:
         return product(copy(x.T), y)
-    return copy(product(copy(y.T), x)).T
+    # Row by row, once: or each of those who use it transposes it anew.
+    return with_layout_constraint(copy(product(copy(y.T), x)).T, Layout((0, 1)))
 
 
 def _by_x(ct: jax.Array, x: Any, y: jax.Array, *, transpose_x: bool, transpose_y: bool):

@@ -40,10 +40,11 @@ def sparsify(
     update, even if it was not before. The state holds the masks by the paths of their parameters,
     and so they are sharded, saved and restored like these.
 
-    Masks that change do so within a `lax.cond`: steps without a change rank and draw nothing. A
-    step with one updates the weights that stay; those dropped go to zero, those that grow begin at
-    zero, and what the optimizer within remembers of either is zero, in all arrays of its state that
-    lie below a parameter's path and have its shape.
+    Masks that change do so within a loop of one round or none: steps without a change rank and
+    draw nothing, and such an update has derivatives in forward mode alone. A step with one updates
+    the weights that stay; those dropped go to zero, those that grow begin at zero, and what the
+    optimizer within remembers of either is zero, in all arrays of its state that lie below a
+    parameter's path and have its shape.
 
     Args:
       inner: an optax optimizer over the flat parameters.
@@ -76,15 +77,9 @@ def sparsify(
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise UsageError("a sparse optimizer updates by the parameters too; pass params")
-        stays = after = state.masks
-        within = state.inner
+        after, stays, within = state.masks, state.masks, state.inner
         if change is not None and after:
-            after = jax.lax.cond(
-                change.due(state.step), change.change, lambda step, params, grads, masks: masks,
-                state.step, params, grads, state.masks,
-            )
-            stays = {path: mask & after[path] for path, mask in state.masks.items()}
-            within = _forget(within, stays)
+            after, stays, within = _changed(change, state, params, grads)
         updates, within = inner.update(apply_masks(grads, stays), within, params, **extra)
         # p + (-p) is zero for whatever was there; what grows is zero already.
         kept = {p: jnp.where(mask, updates[p], -params[p]) for p, mask in stays.items()}
@@ -109,6 +104,24 @@ def _keeps_all(mask: Any) -> bool:
     if isinstance(mask, jax.Array) and not mask.is_fully_addressable:
         return False
     return bool(np.asarray(mask).all())
+
+
+def _changed(
+    change: MaskChange, state: SparseState, params: Params, grads: Params
+) -> tuple[Masks, Masks, Any]:
+    """The masks behind a step, what stays in it, and what the optimizer remembers of that."""
+
+    def body(kept: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, masks, _, within = kept
+        after = change.change(state.step, params, grads, masks)
+        stays = {path: mask & after[path] for path, mask in masks.items()}
+        return jnp.zeros((), bool), after, stays, _forget(within, stays)
+
+    # Not a conditional, through which the compiler copies arrays in every step: those of a loop are
+    # changed in place. Only the masks are copied, for they are there twice.
+    first = (jnp.asarray(change.due(state.step)), state.masks, state.masks, state.inner)
+    _, *changed = jax.lax.while_loop(lambda kept: kept[0], body, first)
+    return tuple(changed)
 
 
 def _forget(inner: Any, masks: Masks) -> Any:

@@ -53,6 +53,26 @@ def test_the_largest_are_those_of_a_stable_sort_also_among_ties(count):
         np.testing.assert_array_equal(found, largest(scores, count))
 
 
+@pytest.mark.parametrize("kind", ["spread", "near", "rare", "float16", "uint8", "uint16", "uint32"])
+def test_the_largest_are_found_in_every_byte_of_a_score(kind):
+    rng, size = np.random.default_rng(1), 128 * 31 + 57
+    scores = {
+        "spread": lambda: (10.0 ** rng.uniform(-45, 38, size)).astype(np.float32),
+        # Equal in all bytes but the last one, with many ties.
+        "near": lambda: (1 + rng.integers(0, 200, size) * 2.0**-23).astype(np.float32),
+        "rare": lambda: rng.choice(np.float32([0, 1e-45, 3, 3.4e38, np.inf]), size),
+        "float16": lambda: np.abs(rng.normal(size=size)).astype(np.float16),
+        "uint8": lambda: rng.integers(0, 255, size, np.uint8),
+        "uint16": lambda: rng.integers(0, 2**16 - 1, size, np.uint16),
+        "uint32": lambda: rng.integers(0, 2**32 - 1, size, np.uint32),
+    }[kind]()
+    # As the compiler takes them, which knows no numbers below 1.2e-38.
+    by_size = scores.astype(np.float64)
+    for count in (0, 1, 2, 255, 256, 2000, size - 1, size):
+        found = keep_largest({"a": jnp.asarray(scores)}, count)["a"]
+        np.testing.assert_array_equal(found, largest(by_size, count))
+
+
 def test_the_largest_of_several_arrays_go_by_natural_order():
     scores = {f"a{i}": np.random.default_rng(i).integers(0, 5, (3, 700)) for i in (10, 2, 1)}
     scores = {path: jnp.asarray(s, jnp.float32) for path, s in scores.items()}

@@ -21,6 +21,7 @@ from jaxlab.core import (
     place_rows,
     to_dict,
 )
+from jaxlab.train.program import read_program
 
 OPTIMIZERS = {
     "sgd": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.01, 0.9)),
@@ -191,6 +192,45 @@ def test_rigl_drops_the_smallest_and_grows_by_gradient():
             assert (now[stays] != last[stays]).all()
         else:
             np.testing.assert_array_equal(after, old)
+
+
+def test_what_grows_is_zero_also_under_an_optimizer_with_noise():
+    grads = {"kernel": normal(8, 10)}
+    change, masks = train.Regrow("random", end=20, drop=0.9, every=3), half(grads)
+    noisy = optax.chain(optax.add_noise(1.0, 0.1, 0), optax.sgd(0.1))
+    optimizer = train.sparsify(noisy, masks, change)
+    now = apply_masks(grads, masks)
+    after, update = optimizer.init(now), jax.jit(optimizer.update)
+    for _ in range(4):
+        before, state = now, after
+        updates, after = update(grads, state, before)
+        now = optax.apply_updates(before, updates)
+    kept = [np.asarray(each.masks["kernel"]) for each in (state, after)]
+    grown, stays = kept[1] & ~kept[0], kept[1] & kept[0]
+    assert grown.any() and not now["kernel"][grown].any()
+    assert stays.any() and (now["kernel"] != before["kernel"])[stays].all()
+
+
+def test_a_step_without_a_change_copies_nothing_but_masks():
+    params = {"kernel": normal(64, 48), "bias": normal(48)}
+    change = train.Regrow("gradient", end=9, every=3)
+    optimizer = train.sparsify(optax.adamw(1e-2), {"kernel": half(params)["kernel"]}, change)
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params)
+    text = compiled.compile().as_text()
+    program = read_program(text)
+    entry = program.computations[program.entry].instructions.values()
+    assert any(each.opcode in ("while", "call") for each in entry) and "conditional(" in text
+    assert not any(each.opcode == "conditional" for each in entry)  # that of ties is in the loop
+    copies = [
+        array.dtype for each in entry if each.opcode == "copy" or "copy" in each.name
+        for array in each.result if array.shape == (64, 48)
+    ]
+    assert copies == ["pred"]
 
 
 def test_set_grows_at_random_under_its_seed():
