@@ -46,6 +46,7 @@ from jaxlab.core.mesh import Rules as Rules
 from jaxlab.core.mesh import batch_sharding as batch_sharding
 from jaxlab.core.mesh import constrain as constrain
 from jaxlab.core.mesh import make_mesh as make_mesh
+from jaxlab.core.mesh import map_shards as map_shards
 from jaxlab.core.mesh import param_shardings as param_shardings
 from jaxlab.core.mesh import partition as partition
 from jaxlab.core.mesh import use_mesh as use_mesh

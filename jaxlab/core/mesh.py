@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -256,3 +256,33 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec, _ = partition(axes, x.shape, mesh, _rules.get())
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def map_shards(
+    f: Callable[..., jax.Array], *axes: Sequence[str | None]
+) -> Callable[..., jax.Array]:
+    """`f` on each device's own part of its arrays, which the compiler does not look into.
+
+    Without a mesh it is `f`. An axis that does not divide is held whole by every device. `f` must
+    treat the parts alone, as it treats rows or heads: nothing is passed between devices.
+
+    Args:
+      f: takes arrays, and returns one that lies like the first of them.
+      axes: of each array, a logical axis name, or None, for each dimension.
+    """
+
+    def mapped(*arrays: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        free = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
+        if all(mesh.shape[axis] == 1 for axis in free):
+            return f(*arrays)
+        specs = tuple(
+            partition(names, x.shape, mesh, _rules.get())[0]
+            for names, x in zip(axes, arrays, strict=True)
+        )
+        # Sums over devices in the derivative are right unchecked, and kernels cannot be checked.
+        return jax.shard_map(
+            f, in_specs=specs, out_specs=specs[0], axis_names=free, check_vma=False
+        )(*arrays)
+
+    return mapped

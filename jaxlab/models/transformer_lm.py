@@ -41,7 +41,7 @@ from jaxlab.nn import (
     T5Bias,
     dropout,
 )
-from jaxlab.nn.attention import split_width
+from jaxlab.nn.attention import KERNELS, split_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,8 @@ class TransformerLMConfig:
         compile once, for a copy of the parameters a step. Parameters and their paths are the
         same with and without; outputs inside a scan are not seen by `View.taps`.
       remat: compute each block again in the backward pass instead of keeping its insides.
+      window_kernel: what reads a window: 'plain' operations, or 'pallas', a fused kernel for TPUs
+        alone; see `nn.Attention`.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
     """
@@ -99,6 +101,7 @@ class TransformerLMConfig:
     dropout_rate: float = 0.0
     scan_layers: bool = False
     remat: bool = False
+    window_kernel: Literal["plain", "pallas"] = "plain"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
@@ -127,6 +130,12 @@ class TransformerLMConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
+        if self.window_kernel not in KERNELS:
+            raise UsageError(
+                f"window_kernel={self.window_kernel!r}; it takes {', '.join(KERNELS)}"
+            )
+        if self.window_kernel != "plain" and self.window is None:
+            raise UsageError(f"window_kernel={self.window_kernel!r} needs a window: set window")
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
@@ -405,6 +414,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         head_scale=config.head_scale,
         position=position,
         extra_heads=0 if slot == "attention" else config.num_heads,
+        kernel=config.window_kernel,
         dtype=dtype,
         rngs=rngs,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,12 @@ from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
 from jaxlab.nn.segment import Segment
 from jaxlab.nn.tiles import MASKED, Readable, attend_blocks, tile_size
+from jaxlab.nn.windowed_kernel import attend_windows, distances, require_kernel
 
 Carry = dict[str, jax.Array]
+
+KERNELS = ("plain", "pallas")
+"""What can read a window."""
 
 
 class Attention(RingDecoding, nnx.Module):
@@ -39,9 +43,12 @@ class Attention(RingDecoding, nnx.Module):
       position: `T5Bias` (causal) or `Rotary` or None.
       extra_heads: heads whose values come from elsewhere and share the output projection.
       use_bias: of every projection.
+      kernel: what reads a window: 'plain' operations, or 'pallas', a fused kernel for TPUs, which
+        has no forward mode of differentiation; see `windowed_kernel`.
 
     Raises:
-      UsageError: sizes that do not divide, or a combination that does not exist.
+      UsageError: sizes that do not divide, or a combination that does not exist; in a call, a
+        kernel that cannot run there.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Attention(RingDecoding, nnx.Module):
         position: T5Bias | Rotary | None = None,
         extra_heads: int = 0,
         use_bias: bool = False,
+        kernel: Literal["plain", "pallas"] = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -70,6 +78,10 @@ class Attention(RingDecoding, nnx.Module):
             raise UsageError("bidirectional attention (causal=False) has no window")
         if causal and window is None and not include_self:
             raise UsageError("include_self=False needs a window: full attention includes the token")
+        if kernel not in KERNELS or (kernel == "pallas" and window is None):
+            raise UsageError(
+                f"kernel={kernel!r} with window={window}; 'plain', or with a window 'pallas'"
+            )
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
         axes = ("embed", "heads", None)
         how = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
@@ -82,7 +94,7 @@ class Attention(RingDecoding, nnx.Module):
         self.position = position
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.window, self.causal, self.include_self = window, causal, include_self
-        self.dtype = dtype
+        self.kernel, self.dtype = kernel, dtype
 
     def __call__(
         self,
@@ -189,11 +201,10 @@ class Attention(RingDecoding, nnx.Module):
         if isinstance(self.position, Rotary):
             q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
             old_k = self.position(old_k, np.arange(-w, 0))
+        if self.kernel == "pallas":
+            return self._read_fused(q, k, v, segment, old_k, old_v)
         size = tile_size(w)
-        distances = np.arange(1 - size, w + size)
-        nearest = 0 if self.include_self else 1
-        inside = (distances >= nearest) & (distances < nearest + w)
-        bias_hst = by_distance(jnp.where(inside, self._bias(distances), MASKED), w + size)
+        bias_hst = by_distance(self._window_bias(np.arange(1 - size, w + size)), w + size)
         docs = segment.doc_bt.reshape(b, -1, w)
         blocks = Readable(self.key_blocks(k), self.key_blocks(v), docs)
         old = Readable(
@@ -201,6 +212,25 @@ class Attention(RingDecoding, nnx.Module):
         )
         out_hbjtk = attend_blocks(blocks_by_head(q, w), blocks, old, bias_hst)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
+
+    def _read_fused(self, q, k, v, segment, old_k, old_v) -> jax.Array:
+        require_kernel(self.window, q.shape[1])
+
+        def heads_first(*x_bshk: jax.Array) -> jax.Array:
+            return jnp.concatenate(x_bshk, axis=1).swapaxes(1, 2)
+
+        k, v = (
+            jnp.repeat(heads_first(*x), self.num_heads // self.num_kv_heads, axis=1)
+            for x in ((old_k, k), (old_v, v))
+        )
+        bias_hnm = self._window_bias(distances(self.window))
+        return attend_windows(heads_first(q), k, v, segment.ages(), bias_hnm).swapaxes(1, 2)
+
+    def _window_bias(self, distances: np.ndarray) -> jax.Array:
+        """`_bias` [h, ...] inside of the window, `MASKED` outside."""
+        nearest = 0 if self.include_self else 1
+        inside = (distances >= nearest) & (distances < nearest + self.window)
+        return jnp.where(inside, self._bias(distances), MASKED)
 
     def key_blocks(self, x_bshk: jax.Array) -> jax.Array:
         """Keys or values [b, s, kv heads, k] to blocks [h, b, j, w, k], for each query head."""

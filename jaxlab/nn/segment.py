@@ -34,6 +34,14 @@ class Segment:
         age_s = jnp.arange(window, 0, -1)
         return jnp.where(age_s <= self.length_b[:, None], 0, -1)
 
+    def ages(self) -> jax.Array:
+        """int32 [b, t], tokens of its own document before each token, of earlier segments too."""
+        doc_bt = self.doc_bt
+        before_bt = jnp.concatenate([jnp.zeros_like(doc_bt[:, :1]), doc_bt[:, :-1]], axis=1)
+        index_t = jnp.arange(doc_bt.shape[1], dtype=jnp.int32)
+        start_bt = jnp.where(doc_bt != before_bt, index_t, -self.length_b[:, None])
+        return index_t - jax.lax.cummax(start_bt, axis=1)
+
     def length_after(self) -> jax.Array:
         """int32 [b], tokens of the last document seen when the segment is over."""
         in_segment = (self.doc_bt == self.doc_bt[:, -1:]).sum(axis=1, dtype=jnp.int32)

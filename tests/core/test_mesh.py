@@ -16,6 +16,7 @@ from jaxlab.core import (
     batch_sharding,
     constrain,
     make_mesh,
+    map_shards,
     param_shardings,
     partition,
     use_mesh,
@@ -255,6 +256,41 @@ def test_constrain_leaves_manual_axes_alone(mesh):
     )
     with use_mesh(mesh):
         assert np.array_equal(jax.jit(inner)(jnp.ones((16, 8))), 2 * np.ones((16, 8)))
+
+
+def test_a_function_of_shards_sees_the_parts_of_one_device_and_its_gradient_all(mesh):
+    seen = []
+
+    def scaled(x, scale):
+        seen.append((x.shape, scale.shape))
+        return x * scale
+
+    run = map_shards(scaled, ("batch", "heads"), ("heads",))
+    x, scale = jnp.arange(24.0).reshape(8, 3), jnp.array([1.0, 2.0, 3.0])
+    even, half = jnp.arange(32.0).reshape(8, 4), jnp.array([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(run(x, scale), x * scale)
+    assert seen.pop() == ((8, 3), (3,))
+    with use_mesh(mesh):
+        for value, by, part in ((x, scale, ((2, 3), (3,))), (even, half, ((2, 2), (2,)))):
+            loss = jax.jit(jax.grad(lambda v, s: (run(v, s) * v).sum(), argnums=(0, 1)))
+            got = loss(value, by)
+            assert seen[-1] == part
+            np.testing.assert_allclose(got[0], 2 * value * by)
+            np.testing.assert_allclose(got[1], (value * value).sum(axis=0))
+
+
+def test_a_function_of_shards_runs_where_some_axes_are_manual_already(mesh):
+    def part(x):
+        assert x.shape == (2, 2)
+        return 2 * x
+
+    inner = map_shards(part, ("batch", "heads"))
+    outer = jax.shard_map(
+        lambda x: inner(x) + 1, mesh=mesh, in_specs=P("data"), out_specs=P("data"),
+        axis_names={"data"}, check_vma=False,
+    )
+    with use_mesh(mesh):
+        assert np.array_equal(jax.jit(outer)(jnp.ones((8, 4))), np.full((8, 4), 3))
 
 
 def test_constrain_wants_every_dimension_named_even_without_a_mesh():

@@ -27,3 +27,9 @@ def test_length_counts_the_last_document_over_segments():
         for t in range(part.shape[1]):
             counted = np.where(part[:, t], 1, counted + 1)
         np.testing.assert_array_equal(length, counted)
+
+
+def test_a_token_knows_how_old_its_document_is():
+    start = jnp.array([[0, 0, 1, 0, 1], [1, 0, 0, 0, 0]], bool)
+    segment = Segment.of(start, jnp.array([3, 8]))
+    np.testing.assert_array_equal(segment.ages(), [[3, 4, 0, 1, 0], [0, 1, 2, 3, 4]])
