@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from configs.block_recurrent import VARIANTS, Config
 from jaxlab import train
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
     config = VARIANTS[arguments.variant]()
-    step, plan, batch = prepared(config, arguments.rows, jax.devices()[0])
+    step, plan, batch = prepared(config, arguments.rows, mesh_of(jax.devices()[0]))
     tokens = arguments.rows * config.data.segment_length
     state, seconds = plan.init(), []
     placed = random_batch(batch, config.model.vocab_size)
@@ -72,9 +73,13 @@ def main() -> None:
     }))
 
 
-def prepared(config: Config, rows: int, device: Any) -> tuple[train.Step, train.StatePlan, Any]:
-    """Step, plan and the shapes of a batch, on one device."""
-    mesh = make_mesh(MeshConfig(data=1), [device])
+def mesh_of(device: Any) -> Mesh:
+    """A mesh of one device."""
+    return make_mesh(MeshConfig(data=1), [device])
+
+
+def prepared(config: Config, rows: int, mesh: Mesh) -> tuple[train.Step, train.StatePlan, Any]:
+    """Step, plan and the shapes of a batch of so many rows."""
 
     def build(rngs: nnx.Rngs) -> TransformerLM:
         return TransformerLM(config.model, rngs=rngs)
@@ -105,9 +110,8 @@ def model_flops(config: Config, rows: int) -> float:
     """FLOPs of the products of a step without rematerialisation, counted in the CPU's program."""
     model = dataclasses.replace(config.model, remat=False, dtype="float32")
     counted = dataclasses.replace(config, model=model)
-    device = jax.devices("cpu")[0]
-    step, plan, batch = prepared(counted, rows, device)
-    return step_cost(step, plan, batch, make_mesh(MeshConfig(data=1), [device])).flops
+    mesh = mesh_of(jax.devices("cpu")[0])
+    return step_cost(*prepared(counted, rows, mesh), mesh).flops
 
 
 def peak_flops(dtype: Any, repeats: int = 10) -> float:

@@ -31,8 +31,12 @@ class StepCost:
         else at its peak, gradients included.
       outputs: bytes of results that take no argument's place.
       gradients: bytes of the gradients, which lie like the parameters.
-      flops: of matrix products and convolutions, those computed twice included.
+      flops: of matrix products and convolutions, those computed twice included; of kernels what
+        they say of themselves.
+      kernel_flops: the part of it that kernels say.
       traffic: bytes between the chip and its memory, at least.
+      accessed: the compiler's own count of such bytes, where it gives one; bodies of loops count
+        once, kernels for what they say.
       collectives: see `Collective`.
       unknown_loops: loops whose length the program does not tell; they count once.
       optimal_seconds: the compiler's own estimate, where it gives one.
@@ -49,6 +53,8 @@ class StepCost:
     unknown_loops: int
     optimal_seconds: float | None
     compile_seconds: float
+    kernel_flops: float = 0.0
+    accessed: float | None = None
 
     @property
     def peak(self) -> int:
@@ -77,7 +83,8 @@ def step_cost(step: Step, plan: StatePlan, batch: Mapping[str, Any], mesh: Mesh)
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     program = read_program(compiled.as_text())
-    optimal = (compiled.cost_analysis() or {}).get("optimal_seconds", 0.0)
+    counted = compiled.cost_analysis() or {}
+    optimal = counted.get("optimal_seconds", 0.0)
     return StepCost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -89,6 +96,8 @@ def step_cost(step: Step, plan: StatePlan, batch: Mapping[str, Any], mesh: Mesh)
         unknown_loops=program.unknown_loops,
         optimal_seconds=optimal if optimal > 0 else None,
         compile_seconds=seconds,
+        kernel_flops=program.kernel_flops,
+        accessed=counted.get("bytes accessed"),
     )
 
 

@@ -1,7 +1,8 @@
 """A compiled program as text, read: its instructions, how often each runs, FLOPs and traffic.
 
 XLA's own cost analysis counts the body of a loop once. Here every computation has the number of
-times it runs, from the lengths of the loops around it.
+times it runs, from the lengths of the loops around it. Into a kernel (Pallas) nobody looks: it
+counts for the FLOPs that it says of itself, and for its operands and results.
 """
 
 from __future__ import annotations
@@ -120,8 +121,18 @@ class Program:
 
     @functools.cached_property
     def flops(self) -> float:
-        """FLOPs of the matrix products and convolutions that one device executes."""
-        return sum(count * _flops(where, each) for count, where, each in self.instructions())
+        """FLOPs of the matrix products and convolutions that one device executes.
+
+        Those of kernels are `kernel_flops`.
+        """
+        return self.kernel_flops + sum(
+            count * _flops(where, each) for count, where, each in self.instructions()
+        )
+
+    @functools.cached_property
+    def kernel_flops(self) -> float:
+        """FLOPs that kernels say of themselves (`pl.CostEstimate`); 0 of those that are silent."""
+        return sum(count * _stated_flops(each) for count, _, each in self.instructions())
 
     @functools.cached_property
     def traffic(self) -> float:
@@ -308,6 +319,13 @@ def _fusion_traffic(
             whole = min(whole, sum(a.num_bytes for u in users[name] for a in u.result))
         read += whole
     return read + written
+
+
+def _stated_flops(kernel: Instruction) -> float:
+    if kernel.opcode != "custom-call":
+        return 0
+    found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', kernel.attributes)
+    return float(found.group(1)) if found else 0
 
 
 def _flops(where: Computation, each: Instruction) -> float:

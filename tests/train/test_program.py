@@ -36,6 +36,24 @@ def test_flops_of_a_product_are_two_for_each_pair():
     assert read_program(text).flops == 2 * 8 * 16 * 32
 
 
+KERNEL = """
+HloModule m
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  ROOT %k = f32[8,16]{1,0} custom-call(%x, %x), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"4096", \
+"transcendentals":"7","bytes_accessed":"9"}}}
+}
+"""
+
+
+def test_a_kernel_counts_for_what_it_says_and_what_it_is_given():
+    program = read_program(KERNEL)
+    assert program.flops == program.kernel_flops == 4096
+    assert program.traffic == 3 * 4 * 8 * 16
+
+
 def test_a_loop_counts_as_often_as_it_runs():
     def repeated(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
