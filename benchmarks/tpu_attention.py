@@ -29,9 +29,11 @@ from benchmarks.block_recurrent import positive
 
 
 def main() -> None:
-    """Compiles and prints."""
+    """Compiles and prints; exits 2 with one line where a kernel or a size cannot be."""
     from configs.block_recurrent import VARIANTS
+    from jaxlab.core import UsageError
 
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--row", default="rec_fixed_skip", choices=sorted(VARIANTS), metavar="VARIANT",
@@ -43,9 +45,11 @@ def main() -> None:
     parser.add_argument("--window", type=positive, help="another window than the row's")
     parser.add_argument("--batch_size", type=positive, help="another than the row's")
     args = parser.parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for kernel in args.kernels:
-        print(json.dumps(measure(args, kernel)), flush=True)
+        try:
+            print(json.dumps(measure(args, kernel)), flush=True)
+        except UsageError as error:
+            parser.error(str(error))
 
 
 def measure(args: argparse.Namespace, kernel: str) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -182,6 +183,27 @@ def test_the_smoke_step_compiles_for_a_tpu_topology():
     wrong = dry_run("--topology=v5e:3x5")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert "--topology=v5e:3x5 is not one of v5e" in wrong.stderr
+
+
+def benchmark(*flags):
+    """`benchmarks.tpu_attention` of the smoke test's model."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.tpu_attention", "--row=smoke", *flags], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
+    )
+
+
+def test_the_benchmark_of_attention_kernels_tells_what_the_compiler_plans():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed; `make test` installs it")
+    process = benchmark("--topology=v5e:2x2", "--batch_size=4", "--kernels", "plain", "pallas")
+    assert process.returncode == 2, process.stderr
+    found = json.loads(process.stdout)
+    assert found["kernel"] == "plain" and found["devices"] == 4 and found["kernel_flops"] == 0
+    assert 0 < found["arguments"] < found["peak"] and found["bytes_accessed"] > 0
+    assert {each["kind"] for each in found["collectives"]} == {"all-reduce"}
+    assert "error: window=16 is not a multiple of 128" in process.stderr
 
 
 def test_without_the_tpu_compiler_one_line_says_what_to_do(monkeypatch):
