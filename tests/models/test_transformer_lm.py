@@ -179,6 +179,8 @@ def test_from_config_takes_the_dict_form():
         ({"gate": "gru2"}, "gate='gru2'; it takes fixed, lstm, gru"),
         ({"position": "learned"}, "position='learned' knows no carried window"),
         ({"dropout_rate": 1.0}, r"dropout_rate=1.0 must lie in \[0, 1\)"),
+        ({"window_kernel": "palas"}, r"window_kernel='palas'; it takes plain, pallas"),
+        ({"window_kernel": "pallas", "window": None}, r"window_kernel='pallas' needs a window"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_in_one_line(kwargs, message):
