@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlab.core import UsageError, View, constrain
 from jaxlab.nn import Cursor
@@ -32,8 +33,8 @@ class Decoding:
 
         Args:
           batch_size: b.
-          max_length: tokens that a row can hold, for attention without a window; by default that
-            of the config. Full attention forgets the oldest tokens beyond it.
+          max_length: tokens that a row can hold at least, for attention without a window; by
+            default that of the config. `prefill` and `step` refuse more than the cache holds.
 
         Raises:
           UsageError: more tokens than there are learned positions.
@@ -87,14 +88,18 @@ class Decoding:
           start_b: bool [b], rows in which this token starts a document; as if their cache were new.
 
         Returns:
-          float32 logits [b, v] of the token after it, and the cache.
+          float32 logits [b, v] of the token after it, and the cache. Under jit, where lengths are
+          not known, a row that its cache has no room for has NaN logits until it starts anew.
 
         Raises:
-          UsageError: a cache of another number of rows, model or dtype.
+          UsageError: a cache of another number of rows, model or dtype; outside jit, a row that
+            full attention has no room for.
         """
         require_like(cache, self.init_cache, tokens_b.shape[0], "cache", room=True)
         if start_b is not None:
             cache = self.reset_rows(cache, start_b)
+        room = self._room(cache)
+        require_room(cache["length"] + 1, room, "with the next token a row has")
         cursor = Cursor(cache["position"], cache["length"])
         x_bd = self.embedding(tokens_b)
         if self.positions is not None:
@@ -110,7 +115,8 @@ class Decoding:
                 own = {**own, **{name: state[name] for name in ("state_keys", "state_values")}}
             x_bd, blocks[str(i)] = block.step(x_bd, cursor, own)
         after = {"position": cursor.position_b + 1, "length": cursor.length_b + 1}
-        return self.logits(self.final_norm(x_bd)), {**after, "blocks": blocks}
+        logits_bv = self.logits(self.final_norm(x_bd))
+        return within_room(logits_bv, after["length"], room), {**after, "blocks": blocks}
 
     def prefill(
         self, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Cache
@@ -124,8 +130,13 @@ class Decoding:
 
         Returns:
           float32 logits [b, v] after the last token of each prompt, and the cache, as steps would
-          have left them.
+          have left them. Under jit a prompt that its cache has no room for has NaN logits.
+
+        Raises:
+          UsageError: outside jit, a prompt longer than the room of full attention.
         """
+        room = self._room(cache)
+        require_room(lengths_b, room, "the longest prompt has")
         if self.config.window is None:
             x_bd, blocks = self._read_at_once(tokens_bt, lengths_b, cache)
             position_b = lengths_b
@@ -133,7 +144,14 @@ class Decoding:
             x_bd, blocks = self._read_blocks(tokens_bt, lengths_b)
             position_b = lengths_b % self.config.window
         cache = {"position": position_b, "length": lengths_b, "blocks": blocks}
-        return self.logits(self.final_norm(x_bd)), cache
+        return within_room(self.logits(self.final_norm(x_bd)), lengths_b, room), cache
+
+    def _room(self, cache: Cache) -> int | None:
+        """Tokens that a row can hold; None with a window, which any text passes through."""
+        if self.config.window is not None:
+            return None
+        held = cache["blocks"]["0"]["keys"].shape[2]
+        return held if self.positions is None else min(held, self.config.max_length)
 
     def _read_at_once(self, tokens_bt, lengths_b, cache) -> tuple[jax.Array, Cache]:
         if self.positions is not None:
@@ -201,6 +219,34 @@ def require_like(
                 f"the {noun} holds {jax.tree_util.keystr(path)} as {array.dtype}{list(shape)}, but "
                 f"{rows} rows of tokens need {known[path].dtype}{list(like)}; {advice}"
             )
+
+
+def require_room(lengths_b: jax.Array, room: int | None, what: str) -> None:
+    """Refuses rows of more tokens than a cache holds, where the lengths are known.
+
+    Args:
+      lengths_b: int [b]; nothing is asked of lengths that are traced, or lie on other hosts.
+      room: tokens that a row can hold; None: any number.
+      what: begins the message, before the length.
+
+    Raises:
+      UsageError: names the longest row and the room.
+    """
+    known = not isinstance(lengths_b, jax.core.Tracer)
+    if room is None or not known or not getattr(lengths_b, "is_fully_addressable", True):
+        return
+    if (longest := int(np.max(lengths_b))) > room:
+        raise UsageError(
+            f"{what} {longest} tokens, and the cache holds {room}; shorten the text, or give "
+            "init_cache a larger max_length"
+        )
+
+
+def within_room(logits_bv: jax.Array, lengths_b: jax.Array, room: int | None) -> jax.Array:
+    """The logits, NaN in rows of more tokens than `room`: full attention would have lost some."""
+    if room is None:
+        return logits_bv
+    return jnp.where((lengths_b > room)[:, None], jnp.nan, logits_bv)
 
 
 def take_token(x_btd: jax.Array, index_b: jax.Array) -> jax.Array:

@@ -109,3 +109,36 @@ def test_a_model_without_a_window_has_no_carry_to_decode_from(tiny):
     model = tiny.model("plain")
     with pytest.raises(UsageError, match="has no carry; give the text to prefill"):
         model.cache_of(model.init_carry(1))
+
+
+@pytest.mark.parametrize(("kind", "room"), [("plain", 128), ("learned", 28)])
+def test_a_prompt_longer_than_its_cache_is_refused_and_under_jit_gives_no_logits(tiny, kind, room):
+    model, cache = tiny.model(kind), tiny.model(kind).init_cache(2, 20)
+    tokens, fits = jnp.ones((2, 160), jnp.int32), jnp.array([room, 3])
+    logits, _ = model.prefill(tokens, fits, cache)
+    assert np.isfinite(logits).all()
+    message = f"longest prompt has {room + 1} tokens, and the cache holds {room}; shorten"
+    for lengths in (fits.at[0].add(1), np.array([room + 1, 3])):
+        with pytest.raises(UsageError, match=message):
+            model.prefill(tokens, lengths, cache)
+    logits, _ = prefill(model, tokens, fits.at[0].add(1), cache)
+    assert np.isnan(logits[0]).all() and np.isfinite(logits[1]).all()
+
+
+def test_a_step_beyond_the_room_of_full_attention_is_refused_and_under_jit_gives_no_logits(tiny):
+    model = tiny.model("plain")
+    tokens, cache = jnp.tile(tiny.tokens[:, :26], 5), model.init_cache(4, 20)
+    starts = jnp.zeros(tokens.shape, bool).at[1, 5].set(True).at[3, 129].set(True)
+    logits, after = steps(model, tokens[:, :128], cache, starts[:, :128])
+    assert np.isfinite(logits).all()
+    with pytest.raises(UsageError, match="with the next token a row has 129 tokens, and the cache"):
+        model.step(tokens[:, 128], after)
+    logits, _ = steps(model, tokens[:, 128:], after, starts[:, 128:])
+    assert np.isnan(logits[0]).all() and np.isnan(logits[3, 0]).all()
+    # A row that started later still has room, and one that starts anew is as a fresh one.
+    assert np.isfinite(logits[1]).all()
+    fresh, _ = steps(model, tokens[:, 129:], model.init_cache(4, 20), starts[:, 129:])
+    np.testing.assert_allclose(logits[3, 1], fresh[3, 0], atol=1e-6)
+    windowed = tiny.model("sliding")
+    logits, _ = steps(windowed, tokens, windowed.init_cache(4), jnp.zeros(tokens.shape, bool))
+    assert np.isfinite(logits).all()
