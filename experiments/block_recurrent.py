@@ -184,8 +184,7 @@ def fit_text(
         source, tokenizer, batch_size=settings.batch_size, segment_length=length,
         align=model.window, rows=host_rows(settings.batch_size, mesh), seed=settings.seed,
     )
-    # Layers inside a scan over blocks, as those that readers ask for, are not seen from outside.
-    watched = settings.watch_every and model.recurrent_layers and not model.state_readers
+    watched = settings.watch_every and model.recurrent_layers
     return fit(
         part(record, folder, model, settings, segment_length=length),
         f"{name}, seed {settings.seed}" if folder.startswith("seed") else name,
@@ -583,7 +582,7 @@ def state_figures(record: Record) -> dict[str, tuple[str, Any]]:
             "How evenly attention reads, as entropy over that of a plain mean: 1 is a mean.",
             {
                 "states read states": "entropy_self", "states read tokens": "entropy_tokens",
-                "tokens read states": "entropy_read",
+                "tokens read states": "entropy_read", "tokens read tokens": "entropy_window",
             },
             "entropy, of 1",
         ),

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import flax.errors
 import jax
 from flax import nnx
 
@@ -213,9 +214,8 @@ class View:
         """
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self.model(self.params if params is None else params)
-        captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-        with _own_calls(model):
-            _, found = captured(*args, **kwargs)
+        with _sowing_calls(model):
+            _, found = nnx.capture(model, nnx.Intermediate)(*args, **kwargs)
         outputs = {
             _join(key[:-1]): value.get_value()
             for key, value in nnx.to_flat_state(found)
@@ -257,20 +257,52 @@ def _claim_traced_arrays(model: nnx.Module) -> None:
 
 
 @contextlib.contextmanager
-def _own_calls(model: nnx.Module) -> Iterator[None]:
-    """Capture sees methods in a class's own body only: inherited calls stand there meanwhile."""
-    lent = []
-    for _, module in nnx.iter_modules(model):
-        kind = type(module)
-        call = next((vars(c)["__call__"] for c in kind.__mro__ if "__call__" in vars(c)), None)
-        if call is not None and "__call__" not in vars(kind):
-            kind.__call__ = call
-            lent.append(kind)
+def _sowing_calls(model: nnx.Module) -> Iterator[None]:
+    """Meanwhile the modules of a model keep what `__call__`, also an inherited one, returned.
+
+    Not by `nnx.capture(method_outputs=...)`: it misses inherited calls, and keeps what all other
+    methods returned, also within traces that are over when the model goes on.
+    """
+    kinds = {type(module) for _, module in nnx.iter_modules(model)}
+    calls = {
+        kind: next((vars(c)["__call__"] for c in kind.__mro__ if "__call__" in vars(c)), None)
+        for kind in kinds
+    }
+    own = {kind: "__call__" in vars(kind) for kind in kinds}
+    changed = []
     try:
+        for kind, call in calls.items():
+            if call is not None:
+                kind.__call__ = _sowing(call)
+                changed.append(kind)
         yield
     finally:
-        for kind in lent:
-            del kind.__call__
+        for kind in changed:
+            if own[kind]:
+                kind.__call__ = calls[kind]
+            else:
+                del kind.__call__
+
+
+def _sowing(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def sowing(self, *args: Any, **kwargs: Any) -> Any:
+        output = call(self, *args, **kwargs)
+        if _in_own_trace(self):
+            self.sow(nnx.Intermediate, "__call__", output)
+        return output
+
+    return sowing
+
+
+def _in_own_trace(module: nnx.Module) -> bool:
+    """False inside a bare `jax.lax.scan` or the like: what is kept there would outlive its trace."""
+    try:
+        for kept in getattr(module, "__captures__", ()):
+            kept.set_value(kept.get_value())
+    except flax.errors.TraceContextError:
+        return False
+    return hasattr(module, "__captures__")
 
 
 def _by_path(variables: Mapping[tuple, Any]) -> dict[str, tuple]:

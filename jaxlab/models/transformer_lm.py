@@ -283,6 +283,9 @@ class TransformerLM(Decoding, nnx.Module):
         b, t, d = x_btd.shape
         w = self.config.window
         self.blocks[0].attention.attention.require_blocks(t)
+        if t == w:  # no scan: `View.taps` sees the layers
+            key = None if key is None else named(key, "window", 0)
+            return self.read_segment(x_btd, carry, start_bt, key)
         view = View.of(self)  # variables of the scan's own trace: `nnx.remat` wants them so
 
         def block(carry, xs):

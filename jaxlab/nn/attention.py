@@ -196,7 +196,16 @@ class Attention(RingDecoding, nnx.Module):
         )
 
     def _read_window(self, q, k, v, segment, carry) -> jax.Array:
-        w, b, t = self.window, q.shape[0], q.shape[1]
+        out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry))
+        return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
+
+    def blocks_and_bias(
+        self, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, segment: Segment,
+        carry: Carry,
+    ) -> tuple[jax.Array, Readable, Readable, jax.Array]:
+        """What `attend_blocks` takes, from what `heads` gives: attention in a window, as tiles."""
+        w, b, t = self.window, q_bthk.shape[0], q_bthk.shape[1]
+        q, k, v = q_bthk, k_bshk, v_bshk
         old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
         if isinstance(self.position, Rotary):
             q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
@@ -210,8 +219,7 @@ class Attention(RingDecoding, nnx.Module):
         old = Readable(
             self.key_blocks(old_k)[:, :, 0], self.key_blocks(old_v)[:, :, 0], segment.remembered(w)
         )
-        out_hbjtk = attend_blocks(blocks_by_head(q, w), blocks, old, bias_hst)
-        return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
+        return blocks_by_head(q, w), blocks, old, bias_hst
 
     def _read_fused(self, q, k, v, segment, old_k, old_v) -> jax.Array:
         require_kernel(self.window, q.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from flax import nnx
 
 from jaxlab.core import Params, UsageError, View
 from jaxlab.nn import BlockRecurrentAttention, Segment
-from jaxlab.nn.attention import blocks_by_head
+from jaxlab.nn.attention import Attention, blocks_by_head
+from jaxlab.nn.tiles import MASKED
 
 Statistics = dict[str, jax.Array]
 
@@ -21,14 +23,16 @@ def state_statistics(
 ) -> dict[str, Statistics]:
     """Statistics of every recurrent layer of a stack while it reads one segment.
 
-    Works under jit. In a training, `run_training(watch=lambda state: ...)` writes what a function
-    of the state gives every `watch_every` steps.
+    The segment is read block by block, so that no more than the weights of one block are held, and
+    layers may read a state above them. Works under jit. In a training,
+    `run_training(watch=lambda state: ...)` writes what a function of the state gives every
+    `watch_every` steps.
 
     Args:
       view: of a stack called as `(tokens_bt, carry, start_bt)` whose carry is laid out as that of
-        `models.TransformerLM`, and whose layers do not run inside a scan over blocks.
+        `models.TransformerLM`, and whose recurrent layers do not run inside a scan over layers.
       params: `{path: array}`.
-      tokens_bt, carry, start_bt: the arguments of the call.
+      tokens_bt, carry, start_bt: the arguments of the call; t is a multiple of the windows.
 
     Returns:
       `{path of the layer: scalars}`, over all rows, blocks, states and heads:
@@ -36,12 +40,14 @@ def state_statistics(
           state, in [0, 1]. taken: mean of what it takes in of the candidate.
         norm: root mean square of the state after a block. change: norm of its change in a block
           over its own norm.
-        entropy_self, entropy_tokens, entropy_read: of the weights with which states read states,
-          states read tokens, and tokens read states, over that of uniform weights: 1 reads a plain
-          mean, 0 one place.
+        entropy_self, entropy_tokens, entropy_read, entropy_window: of the weights with which states
+          read states, states read tokens, tokens read states, and tokens read the tokens of their
+          window, over that of uniform weights: 1 reads a plain mean, 0 one place. The last is over
+          the tokens that see two or more, NaN if there are none.
 
     Raises:
-      UsageError: a model without a recurrent layer.
+      UsageError: a model without a recurrent layer; tokens that are not whole windows; a recurrent
+        layer inside a scan.
 
     >>> from jaxlab.models import TransformerLM, TransformerLMConfig
     >>> config = TransformerLMConfig(
@@ -53,22 +59,44 @@ def state_statistics(
     >>> round(float(found["blocks/1/attention"]["kept"]), 1)    # a fixed gate starts half open
     0.5
     """
-    model = view.model(params)
     layers = {
         "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
+        for path, module in nnx.iter_modules(view.model(params))
         if isinstance(module, BlockRecurrentAttention)
     }
     if not layers:
         raise UsageError("the model has no recurrent layer; set recurrent_layers, e.g. -2")
+    for layer in layers.values():
+        layer.attention.require_blocks(tokens_bt.shape[1])
     norms = {path: path.rpartition("/")[0] + "/attention_norm" for path in layers}
-    taps = view.taps((tokens_bt, carry, start_bt), norms.values(), params=params)
-    segment = Segment.of(start_bt, carry["length"])
-    return {
-        path: layer_statistics(
-            layer, taps[norms[path]], segment, carry["blocks"][path.split("/")[-2]]
-        )
-        for path, layer in layers.items()
+    size = math.lcm(*(layer.attention.window for layer in layers.values()))
+
+    def read(carry, xs):
+        tokens_bw, start_bw = xs
+        taps = view.taps((tokens_bw, carry, start_bw), ["", *norms.values()], params=params)
+        segment = Segment.of(start_bw, carry["length"])
+        found = {
+            path: layer_statistics(
+                layer, taps[norms[path]], segment, carry["blocks"][path.split("/")[-2]]
+            )
+            for path, layer in layers.items()
+        }
+        return taps[""][1], found
+
+    def parts(x_bt: jax.Array) -> jax.Array:
+        return x_bt.reshape(x_bt.shape[0], -1, size).swapaxes(0, 1)
+
+    _, found = jax.lax.scan(read, carry, (parts(tokens_bt), parts(start_bt)))
+    return {path: averages(of_parts) for path, of_parts in found.items()}
+
+
+def averages(found: Statistics) -> Statistics:
+    """The scalars of `state_statistics` from the arrays of `layer_statistics`."""
+    low, high = jnp.quantile(found["kept"], jnp.array([0.05, 0.95]))
+    seeing = found.pop("seeing").sum()
+    entropy_window = found.pop("entropy_window").sum() / seeing
+    return {name: x.mean() for name, x in found.items()} | {
+        "entropy_window": entropy_window, "kept_low": low, "kept_high": high,
     }
 
 
@@ -76,9 +104,12 @@ def layer_statistics(
     layer: BlockRecurrentAttention, x_btd: jax.Array, segment: Segment,
     carry: Mapping[str, jax.Array],
 ) -> Statistics:
-    """`state_statistics` of one layer, from its normalised input [b, t, d]."""
+    """`state_statistics` of one layer, from its normalised input [b, t, d].
+
+    Arrays to average; `entropy_window` is a sum over heads and `seeing` tokens.
+    """
     cell = layer.cell
-    _, k, v = layer.attention.heads(x_btd)
+    q, k, v = layer.attention.heads(x_btd)
 
     def watched(c_brd, k_hbsk, v_hbsk, bias_bs):
         c_next_brd, read = cell(c_brd, k_hbsk, v_hbsk, bias_bs)
@@ -103,8 +134,53 @@ def layer_statistics(
     q_hbjtk = blocks_by_head(layer.state_queries(x_btd), layer.attention.window)
     state_keys = found.pop("read")[0].transpose(1, 2, 0, 3, 4)
     found["entropy_read"] = entropy(weights(q_hbjtk, state_keys)) / jnp.log(cell.num_states)
-    low, high = jnp.quantile(found["kept"], jnp.array([0.05, 0.95]))
-    return {name: x.mean() for name, x in found.items()} | {"kept_low": low, "kept_high": high}
+    found["entropy_window"], found["seeing"] = window_entropy(
+        layer.attention, q, k, v, segment, carry
+    )
+    return found
+
+
+def window_entropy(
+    attention: Attention, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array,
+    segment: Segment, carry: Mapping[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Entropy of the weights with which tokens read their window, over that of uniform weights.
+
+    Args:
+      q_bthk, k_bshk, v_bshk: of `attention.heads`.
+      segment, carry: as in the call of the attention.
+
+    Returns:
+      The sum over all heads and all tokens that see two tokens or more, and how many terms it has.
+      One tile after the other, [h, b, size, w + size], is held.
+    """
+    window = {name: carry[name] for name in ("keys", "values")}
+    q_hbjtk, blocks, before, bias_hst = attention.blocks_and_bias(
+        q_bthk, k_bshk, v_bshk, segment, window
+    )
+    (h, b, j, w), size = q_hbjtk.shape[:4], bias_hst.shape[2]
+    k_hbsk = jnp.concatenate([before.k, blocks.k.reshape(h, b, j * w, -1)], axis=2)
+    doc_bs = jnp.concatenate([before.docs, blocks.docs.reshape(b, -1)], axis=1)
+    q_hbtk = q_hbjtk.reshape(h, b, j * w, -1)
+    inside_ts = bias_hst[0].T > MASKED / 2
+
+    def tile(first):
+        def cut(x, axis, start, length):
+            return jax.lax.dynamic_slice_in_dim(x, start, length, axis)
+
+        doc_bt = cut(doc_bs, 1, first + w, size)
+        same_bts = doc_bt[:, :, None] == cut(doc_bs, 1, first, w + size)[:, None]
+        seen_bts = inside_ts & same_bts
+        q, k = cut(q_hbtk, 2, first, size), cut(k_hbsk, 2, first, w + size)
+        logits = jnp.einsum("hbtk,hbsk->hbts", q, k, preferred_element_type=jnp.float32)
+        logits += bias_hst.swapaxes(1, 2)[:, None]
+        found_hbt = entropy(jax.nn.softmax(jnp.where(seen_bts, logits, MASKED), axis=-1))
+        count_bt = seen_bts.sum(axis=-1)
+        several_bt = count_bt > 1
+        of_mean_bt = jnp.log(jnp.maximum(count_bt, 2))
+        return jnp.where(several_bt, found_hbt / of_mean_bt, 0).sum(), h * several_bt.sum()
+
+    return jax.lax.map(tile, jnp.arange(0, j * w, size))
 
 
 def weights(q: jax.Array, k: jax.Array, bias_bs: jax.Array | None = None) -> jax.Array:

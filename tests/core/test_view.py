@@ -395,3 +395,28 @@ def test_taps_see_modules_that_inherit_their_call_and_leave_classes_as_they_were
     np.testing.assert_array_equal(taps["first"], taps["first/inner"] * 2)
     np.testing.assert_array_equal(taps["second"], view(x))
     assert "__call__" not in vars(Inherited)
+
+
+class Loops(nnx.Module):
+    """A layer called in a bare scan, and one in `nnx.remat`, after a method that is traced alone."""
+
+    def __init__(self, rngs):
+        self.looped, self.again = nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs)
+        self.inner = Twice(rngs)
+
+    def start(self):
+        return self.inner(jnp.zeros(2))
+
+    def __call__(self, x):
+        jax.eval_shape(self.start)
+        x, _ = jax.lax.scan(lambda x, _: (self.looped(x), None), x, length=3)
+        return nnx.remat(lambda model, x: model.again(x) + model.inner(x))(self, x)
+
+
+def test_taps_leave_out_what_is_computed_in_a_trace_of_its_own():
+    view, x = View.of(Loops(nnx.Rngs(0))), jnp.ones((1, 2))
+    taps = jax.jit(lambda x: view.taps(x))(x)
+    assert set(taps) == {"", "again", "inner", "inner/inner"}
+    np.testing.assert_allclose(taps["again"] + taps["inner"], view(x), rtol=1e-6)
+    with pytest.raises(UsageError, match="no called module fits 'looped'"):
+        view.taps(x, "looped")
