@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import string
 
 import numpy as np
 
 from jaxlab.core import UsageError
 from jaxlab.data import Source, Tokenizer
 
-WORD = re.compile(rb"[A-Za-z]+")
+CAPITAL = re.compile(rb"(?<![A-Za-z])[A-Z][A-Za-z]{2,}")
+# A table for `bytes.translate`: letters stay, everything else is a space.
+LETTERS = bytes(c if chr(c) in string.ascii_letters else 32 for c in range(256))
 
 
 def far_names(
@@ -51,22 +53,40 @@ def far_names(
 def _far_names(
     text: bytes, tokenizer: Tokenizer, reach: int, limit: int | None
 ) -> np.ndarray:
-    tokens = tokenizer.encode(text)[:limit]
-    ends = np.cumsum([tokenizer.num_bytes(tokens[i : i + 1]) for i in range(len(tokens))])
-    marks, last = np.zeros(len(tokens), bool), dict[bytes, int]()
-    small = {word.group() for word in WORD.finditer(text)}
-    for word, first, beyond in _words(text, small):
-        begin, end = np.searchsorted(ends, (first, beyond - 1), side="right")
-        if begin >= len(tokens):
-            break
-        if begin - last.get(word, begin) > reach:
-            marks[begin : end + 1] = True
-        last[word] = int(begin)
-    return marks
+    tokens = np.asarray(tokenizer.encode(text)[:limit])
+    ends = np.cumsum(_lengths(tokens, tokenizer))
+    spelled, first, beyond = _names(text)
+    begin = np.searchsorted(ends, first, side="right")
+    read = begin < len(tokens)  # a limit cuts the rest
+    spelled, begin = spelled[read], begin[read]
+    end = np.searchsorted(ends, beyond[read] - 1, side="right") + 1
+    order = np.argsort(spelled, kind="stable")  # the mentions of one name after the other
+    again = spelled[order][1:] == spelled[order][:-1]
+    far = order[1:][again & (np.diff(begin[order]) > reach)]
+    edges = np.zeros(len(tokens) + 1, np.int64)
+    np.add.at(edges, begin[far], 1)
+    np.add.at(edges, np.minimum(end[far], len(tokens)), -1)
+    return np.cumsum(edges[:-1]) > 0
 
 
-def _words(text: bytes, small: set[bytes]) -> Iterable[tuple[bytes, int, int]]:
-    for found in WORD.finditer(text):
-        word = found.group()
-        if len(word) > 2 and word[:1].isupper() and word.lower() not in small:
-            yield word, found.start(), found.end()
+def _lengths(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes that each token stands for; the tokenizer is asked once for each id."""
+    count = np.bincount(tokens) if len(tokens) else np.zeros(0, np.int64)
+    of_id = np.zeros(len(count), np.int64)
+    for i in np.flatnonzero(count):
+        of_id[i] = tokenizer.num_bytes(np.array([i], tokens.dtype))
+    return of_id[tokens]
+
+
+def _names(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each mention of a name: a number for its spelling, its first byte, the byte after it."""
+    words = set(text.translate(LETTERS).split())
+    number = {
+        word: i for i, word in enumerate(words)
+        if len(word) > 2 and word[:1].isupper() and word.lower() not in words
+    }
+    found = [
+        (number[word], at.start(), at.end())
+        for at in CAPITAL.finditer(text) if (word := at.group()) in number
+    ]
+    return tuple(np.array(found, np.int64).reshape(-1, 3).T)
