@@ -62,9 +62,78 @@ def test_names_are_looked_up_from_the_main_file_then_the_folder_then_the_asker(t
     assert document == MAIN + b"main's top main's asker's"
 
 
+def test_a_subfile_brings_its_body_and_is_not_the_main_file(tmp_path):
+    document = article(
+        tmp_path,
+        main=MAIN + b"\\begin{document}\n\\subfile{parts/one}\n\\end{document}\n",
+        parts__one=(
+            b"% \\begin{document}\n\\documentclass[../main.tex]{subfiles}\n\\usepackage{x}\n"
+            b"\\begin{document}1 \\input{deep/two} 3\\end{document}" + b"after" * 50
+        ),
+        parts__deep__two=b"2", deep__two=b"another",
+        parts__bare=rb"no document of its own",
+        a_longer=rb"\documentclass[main]{subfiles} \subfile{parts/bare} " + b"long" * 500,
+    )
+    assert document == MAIN + b"\\begin{document}\n1 2 3\n\\end{document}\n"
+
+
+def test_a_subfile_without_a_main_file_is_one_and_a_part_without_a_document_comes_whole(tmp_path):
+    document = article(
+        tmp_path, a=rb"\documentclass[gone]{subfiles} \subfile{b}\subfileinclude{c}", b=b"b", c=b"c"
+    )
+    assert document == rb"\documentclass[gone]{subfiles} bc"
+
+
+def test_an_import_names_the_folder_of_all_that_it_brings(tmp_path):
+    document = article(
+        tmp_path,
+        src__main=MAIN + rb"\import{part/}{one} \input{two}; \import*{ ../other }{one}",
+        src__part__one=rb"1 \input{two} \subimport{sub/}{three} \import{part}{sub/three}",
+        src__part__two=b"2", src__two=b"top",
+        src__part__sub__three=rb"3 \input{four} \subinputfrom{..}{two}",
+        src__part__sub__four=b"4", src__part__four=b"near",
+        other__one=rb"other \input{two} \includefrom{gone}{two}",
+    )
+    assert document == MAIN + (
+        rb"1 2 3 4 2 3 near top top; other top \includefrom{gone}{two}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (rb"a\iffalse b\fi c", b"ac"),
+        (b"a\n\\iffalse\nb\n\\fi \nc", b"a\nc"),
+        (rb"a\iffalse b\else c\fi d", b"ac\x64"),
+        (rb"\iffalse\ifx\a\b x\else y\fi\iftrue\fi z\else w\fi.", b"w."),
+        (rb"\iffalse\iffalse x\else y\fi z\fi.", b"."),
+        (rb"\iffalse x\else\ifx\a y\else z\fi.\iffalse u\fi v\fi.", rb"\ifx\a y\else z\fi.v."),
+        (b"\\em\\iffalse a\\fi\\iffalse b\\fi \nc", b"\\em \nc"),
+        (rb"\ifx\a\b x\iffalse y\fi z\else w\fi.", rb"\ifx\a\b xz\else w\fi."),
+        (b"\\iffalse 5\\% \\fi a % \\iffalse\n b", b"a % \\iffalse\n b"),
+        (b"\\iffalse % \\fi\n x \\\\fi \\final \\fi a", b"a"),
+        (rb"\iffalse $a \iff b$ \ifthenelse{a}{b}{c} \newif\ifdraft \ifdraft x\fi \fi a", b"a"),
+        (rb"\iffalse \input{part} \fi a", b"a"),
+        (rb"a \iffalse b \ifx c \fi", rb"a \iffalse b \ifx c \fi"),
+        (rb"\iffalse x\fi \fi a \iffalses \\iffalse b\fi", rb"\fi a \iffalses \\iffalse b\fi"),
+    ],
+)
+def test_what_iffalse_hides_is_dropped(tmp_path, text, kept):
+    assert article(tmp_path, main=MAIN + text, part=b"TAKEN IN") == MAIN + kept
+
+
+def test_a_class_that_iffalse_hides_makes_no_main_file(tmp_path):
+    document = article(
+        tmp_path, a=rb"\iffalse" + MAIN + b"long" * 50 + rb"\fi a", z=MAIN + rb"\input{a}"
+    )
+    assert document == MAIN + b"a"
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        rb"\import{}{gone} \import{/etc}{hostname} \import{..}{outside} \import{.}",
+        rb"\subfile{gone} \subfiles{part} \subfile part \imports{.}{part} \import{.}{}",
         rb"\input{gone} \include{gone}", rb"\input{../outside}", rb"\input{/etc/hostname}",
         rb"\input{}", rb"\input{picture.pdf}", rb"\includegraphics{part}", rb"\inputs{part}",
         b"% \\input{part}\n", rb"100\% \\% \input{part}", rb"\\input{part}", rb"\input",
