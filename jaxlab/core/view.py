@@ -296,7 +296,7 @@ def _sowing(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _in_own_trace(module: nnx.Module) -> bool:
-    """False inside a bare `jax.lax.scan` or the like: what is kept there would outlive its trace."""
+    """False in a bare `jax.lax.scan` or the like: what is kept there would outlive its trace."""
     try:
         for kept in getattr(module, "__captures__", ()):
             kept.set_value(kept.get_value())

@@ -13,26 +13,27 @@ from jaxlab.data.sentence_piece import SentencePiece as SentencePiece
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to token ids and back.
-
-    Attributes:
-        spec: the string that `open_tokenizer` takes to make it again.
-        vocab_size: rows of the model's embedding table.
-        num_tokens: ids with a meaning; `num_tokens <= vocab_size`, the rest are never produced.
-        boundary_id: the id that stands before and after each document; no text encodes to it.
-    """
+    """Text to token ids and back."""
 
     @property
-    def spec(self) -> str: ...
+    def spec(self) -> str:
+        """The string that `open_tokenizer` takes to make it again."""
+        ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding table."""
+        ...
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """Ids with a meaning; at most `vocab_size`, the rest are never produced."""
+        ...
 
     @property
-    def boundary_id(self) -> int: ...
+    def boundary_id(self) -> int:
+        """The id that stands before and after each document; no text encodes to it."""
+        ...
 
     def encode(self, text: bytes | str) -> npt.NDArray[np.int32]:
         """Returns the ids int32 [n] of `text`, without boundaries."""

@@ -398,7 +398,7 @@ def test_taps_see_modules_that_inherit_their_call_and_leave_classes_as_they_were
 
 
 class Loops(nnx.Module):
-    """A layer called in a bare scan, and one in `nnx.remat`, after a method that is traced alone."""
+    """A layer in a bare scan, and two in `nnx.remat`, after a method that is traced alone."""
 
     def __init__(self, rngs):
         self.looped, self.again = nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs)
