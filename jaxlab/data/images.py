@@ -67,7 +67,7 @@ class ImageSet:
     def fingerprint(self) -> str:
         """16 hex digits that change with any level, label, class name or their order.
 
-        The first call reads all images: 0.2 s a 150 MB.
+        The first call reads all images; `python -m benchmarks.images --part=fingerprint` times it.
         """
         header = repr((self.images.shape, self.class_names))
         hashed = hashlib.blake2b(header.encode(), digest_size=8)

@@ -20,8 +20,7 @@ from jaxlab.data.tfds_builders import import_tfds, open_builder, open_examples
 class TfdsImages(ImageSet):
     """The images and labels of a prepared `tensorflow_datasets` data set, decoded into memory.
 
-    The data set must already lie on disk in a random-access format: nothing is downloaded. The
-    50,000 images of CIFAR-10 take some 9 CPU seconds to decode.
+    The data set must already lie on disk in a random-access format: nothing is downloaded.
 
     Args:
         name: name of the data set, with an optional config and version: `cifar10`, `mnist:3.0.1`.

@@ -20,11 +20,10 @@ from jax.interpreters import ad, batching, mlir
 from jaxlab.core import UsageError
 from jaxlab.nn.products import on_one_cpu_device
 
-# Of the operands gathered at a time on one CPU device: measured, 2**17 to 2**19 are alike (they
-# stay in the second cache), 2**21 and more are slower by up to a half.
+# Of the operands gathered at a time on one CPU device: so few stay in the second cache.
 _CHUNK_BYTES = 2**18
 
-# Rows of x at a time on one CPU device: 4,096 in one piece took up to 1.6 times as long.
+# Rows of x at a time on one CPU device: in one piece, many rows leave the caches and take longer.
 _TILE = 256
 
 
