@@ -86,7 +86,7 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
         segment_length=config.data.segment_length, max_document_tokens=limit,
         rows=host_rows(config.train.batch_size, mesh),
     )
-    texts = evaluated_texts(held_out, tokenizer, limit)
+    texts = evals.evaluated_texts(held_out, tokenizer, limit)
     reach = window * max(model.model.depth for model in text_models(config).values())
     names = evals.far_names(held_out, tokenizer, reach, max_document_tokens=limit)
     print(
@@ -421,20 +421,6 @@ def part(
     )
 
 
-def evaluated_texts(
-    source: data.Source, tokenizer: data.Tokenizer, limit: int | None
-) -> list[bytes]:
-    """The documents, each as far as its first `limit` tokens reach."""
-
-    def cut(document: bytes) -> bytes:
-        tokens = tokenizer.encode(document)
-        if limit is None or len(tokens) <= limit:
-            return document
-        return document[: tokenizer.num_bytes(tokens[:limit])]
-
-    return [cut(source[index]) for index in range(len(source))]
-
-
 def typical(record: Record, folder: str, metric: str) -> float:
     """The median of a metric over one training; NaN where it was too short to have any."""
     rows = Record.open(record.workdir / folder).metrics
@@ -658,7 +644,7 @@ def rounded(value: float | None) -> int | None:
 def closing_words(record: Record) -> str:
     """What a newcomer wants to know at the end."""
     numbers = train.values_of(record.results["numbers"])
-    claims, held_out, workdir = record.claims, numbers["held-out"], record.workdir
+    held_out, workdir = numbers["held-out"], record.workdir
     call = f"{train.python_command()} -m experiments.{record.experiment}"
     config = f"--config=configs/{record.experiment}.py:tiny"
     return "\n".join([
@@ -668,7 +654,7 @@ def closing_words(record: Record) -> str:
         "",
         results.table(comparison(numbers)),
         "",
-        *(f"{'holds' if c.holds else 'not shown':9}  {c.claim} ({c.measured})" for c in claims),
+        *results.claim_lines(record.claims),
         "",
         f"report   {record.report_path}",
         f"sample   {sample_path(record)}",

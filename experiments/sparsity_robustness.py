@@ -446,8 +446,7 @@ def closing_words(record: Record) -> str:
         "",
         results.table(comparison(numbers)),
         "",
-        *(f"{'holds' if c.holds else 'not shown':9}  {c.claim} ({c.measured})"
-          for c in record.claims),
+        *results.claim_lines(record.claims),
         "",
         f"report   {record.report_path}",
     ])

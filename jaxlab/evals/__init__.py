@@ -12,6 +12,7 @@ from jaxlab.evals.attacks import random_search as random_search
 from jaxlab.evals.card import CardRow as CardRow
 from jaxlab.evals.card import RobustnessCard as RobustnessCard
 from jaxlab.evals.card import robustness_card as robustness_card
+from jaxlab.evals.compression import evaluated_texts as evaluated_texts
 from jaxlab.evals.compression import xz_bits_per_byte as xz_bits_per_byte
 from jaxlab.evals.corruption_error import corruption_errors as corruption_errors
 from jaxlab.evals.corruption_error import errors_by_corruption as errors_by_corruption
@@ -43,9 +44,9 @@ __all__ = [
     "Attack", "CardRow", "DocumentScores", "Interval", "RobustnessCard", "WeightNoiseCurve",
     "accuracy_by_block", "accuracy_difference", "accuracy_interval", "attack_accuracy",
     "bits_per_byte_difference", "corruption_errors", "doubling_edges", "errors_by_corruption",
-    "evaluate_documents", "far_names", "fgsm", "gradient_masking_checks", "kept_kernels",
-    "mean_corruption_error", "mean_over_seeds", "mean_scores", "perturb_weights", "pgd",
-    "plain_mean_error", "predict", "random_search", "relative_corruption_errors",
+    "evaluate_documents", "evaluated_texts", "far_names", "fgsm", "gradient_masking_checks",
+    "kept_kernels", "mean_corruption_error", "mean_over_seeds", "mean_scores", "perturb_weights",
+    "pgd", "plain_mean_error", "predict", "random_search", "relative_corruption_errors",
     "relative_mean_corruption_error", "robustness_card", "weight_noise_curve",
     "word_perplexity_difference", "worst_case_weights", "xz_bits_per_byte",
 ]

@@ -6,6 +6,24 @@ import lzma
 from collections.abc import Iterable
 
 from jaxlab.core import UsageError
+from jaxlab.data import Source, Tokenizer
+
+
+def evaluated_texts(source: Source, tokenizer: Tokenizer, limit: int | None) -> list[bytes]:
+    """The documents, each as far as its first `limit` tokens reach; None: all of each.
+
+    >>> from jaxlab.data import Bytes
+    >>> evaluated_texts([b"abc", b"d"], Bytes(), 2)
+    [b'ab', b'd']
+    """
+
+    def cut(document: bytes) -> bytes:
+        tokens = tokenizer.encode(document)
+        if limit is None or len(tokens) <= limit:
+            return document
+        return document[: tokenizer.num_bytes(tokens[:limit])]
+
+    return [cut(source[index]) for index in range(len(source))]
 
 
 def xz_bits_per_byte(documents: Iterable[bytes]) -> float:

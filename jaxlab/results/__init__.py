@@ -11,6 +11,7 @@ from jaxlab.results.record import Claim as Claim
 from jaxlab.results.record import Record as Record
 from jaxlab.results.report import write_report as write_report
 from jaxlab.results.storage import replace_json as replace_json
+from jaxlab.results.tables import claim_lines as claim_lines
 from jaxlab.results.tables import format_number as format_number
 from jaxlab.results.tables import html_table as html_table
 from jaxlab.results.tables import markdown_table as markdown_table
@@ -21,6 +22,7 @@ __all__ = [
     "METRICS_FILE",
     "MetricWriter",
     "Record",
+    "claim_lines",
     "figures",
     "format_number",
     "html_table",

@@ -8,11 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import UsageError, nearest
+from jaxlab.results.record import Claim
 from jaxlab.results.storage import plain
 
 Rows = Sequence[Mapping[str, Any]]
 
 _DIGITS = 4
+
+
+def claim_lines(claims: Sequence[Claim]) -> list[str]:
+    """One line a claim: whether it holds, the claim, and what was measured.
+
+    >>> claim_lines([Claim("It is small.", "below 1", "2", holds=False)])
+    ['not shown  It is small. (2)']
+    """
+    return [f"{'holds' if c.holds else 'not shown':9}  {c.claim} ({c.measured})" for c in claims]
 
 
 def format_number(value: float | int | bool | None, digits: int = _DIGITS) -> str:
