@@ -130,6 +130,6 @@ def image_batches(
 
 def _batch(images: ImageSet, index: np.ndarray) -> HostBatch:
     return {
-        "inputs": images.images.take(index, axis=0), "targets": images.labels.take(index),
+        "inputs": images.images[index], "targets": images.labels[index],
         "index": index,
     }

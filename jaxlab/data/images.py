@@ -114,7 +114,7 @@ class ImageSet:
                 f"from 0 to {len(self) - 1}"
             )
         name = name or f"{self.name}[{digest(','.join(map(str, at.tolist())))}]"
-        return self._part(self.images.take(at, axis=0), self.labels[at], name)
+        return self._part(self.images[at], self.labels[at], name)
 
     def first(self, count: int) -> ImageSet:
         """Returns the first `count` images. Folders are sorted by class: there, `split` instead.
