@@ -196,22 +196,26 @@ class Attention(RingDecoding, nnx.Module):
         )
 
     def _read_window(self, q, k, v, segment, carry) -> jax.Array:
+        if self.kernel == "pallas":
+            return self._read_fused(*self._rotated(q, k, v, carry), segment)
         out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry))
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
+
+    def _rotated(self, q, k, v, carry) -> tuple[jax.Array, ...]:
+        """q, k, v and the old keys and values; the position is in those it turns."""
+        t, old_k, old_v = q.shape[1], carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
+        if isinstance(self.position, Rotary):
+            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
+            old_k = self.position(old_k, np.arange(-self.window, 0))
+        return q, k, v, old_k, old_v
 
     def blocks_and_bias(
         self, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, segment: Segment,
         carry: Carry,
     ) -> tuple[jax.Array, Readable, Readable, jax.Array]:
         """What `attend_blocks` takes, from what `heads` gives: attention in a window, as tiles."""
-        w, b, t = self.window, q_bthk.shape[0], q_bthk.shape[1]
-        q, k, v = q_bthk, k_bshk, v_bshk
-        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
-        if isinstance(self.position, Rotary):
-            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
-            old_k = self.position(old_k, np.arange(-w, 0))
-        if self.kernel == "pallas":
-            return self._read_fused(q, k, v, segment, old_k, old_v)
+        w, b = self.window, q_bthk.shape[0]
+        q, k, v, old_k, old_v = self._rotated(q_bthk, k_bshk, v_bshk, carry)
         size = tile_size(w)
         bias_hst = by_distance(self._window_bias(np.arange(1 - size, w + size)), w + size)
         docs = segment.doc_bt.reshape(b, -1, w)
@@ -221,7 +225,7 @@ class Attention(RingDecoding, nnx.Module):
         )
         return blocks_by_head(q, w), blocks, old, bias_hst
 
-    def _read_fused(self, q, k, v, segment, old_k, old_v) -> jax.Array:
+    def _read_fused(self, q, k, v, old_k, old_v, segment) -> jax.Array:
         require_kernel(self.window, q.shape[1])
 
         def heads_first(*x_bshk: jax.Array) -> jax.Array:
