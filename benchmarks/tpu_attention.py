@@ -5,7 +5,8 @@
 Compiles the step of a row of the Block-Recurrent Transformer's table (arXiv 2203.07852, table 1)
 for a topology that need not be there, once for each kernel of the attention, and prints one JSON
 object each; it needs libtpu (`pip install "jax[tpu]"`) and no TPU. Nothing is run: what follows is
-what the compiler plans. All numbers are of one device and one step.
+what the compiler plans. All numbers are of one device and one step, without dropout of the
+attention's weights, which the fused kernel has not.
 * `arguments`, `temporaries`, `peak`: bytes that the compiler sets aside;
 * `bytes_accessed`: its own count of bytes between the chip and its memory, in which the body of a
   loop counts once and a kernel for what it says of itself (`pl.CostEstimate`);
@@ -64,7 +65,8 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
 
     config, pod = VARIANTS[args.row](), tpu_pod(args.topology)
     model = dataclasses.replace(
-        config.model, window_kernel=kernel, window=args.window or config.model.window
+        config.model, window_kernel=kernel, window=args.window or config.model.window,
+        attention_dropout=0.0,  # the fused kernel has none
     )
     config = dataclasses.replace(config, model=model)
     rows = args.batch_size or config.train.batch_size

@@ -47,7 +47,10 @@ def add_recurrence(
     True
     """
     old = model.config
-    allowed = ("num_states", "gate", "gate_bias", "update", "dropout_rate", "scan_layers", "remat")
+    allowed = (
+        "num_states", "gate", "gate_bias", "update", "dropout_rate", "attention_dropout",
+        "scan_layers", "remat",
+    )
     for name in changes:
         if name not in allowed:
             raise UsageError(

@@ -76,8 +76,9 @@ def block_recurrent_config(row: str, size: str = "150m", **changes: Any) -> Tran
     """The model of one row of the table at one size.
 
     It has 512 states, T5 biases, normalised queries and keys with head scales that start at 1 (with
-    Adam start at about 8), dropout of 0.05 on the residual path, and runs equal layers as a scan
-    that is computed again in the backward pass.
+    Adam start at about 8), dropout of 0.05 on the residual path and on the weights with which
+    tokens read tokens, as the authors' base_htrans.gin says, and runs equal layers as a scan that
+    is computed again in the backward pass.
 
     Args:
       row: a name of `ROWS`.
@@ -98,6 +99,7 @@ def block_recurrent_config(row: str, size: str = "150m", **changes: Any) -> Tran
             )
     fields = {
         "depth": DEPTH, "window": 512, "num_states": STATES, "dropout_rate": 0.05,
-        "scan_layers": True, "remat": True, **SIZES[size], **ROWS[row].changes, **changes,
+        "attention_dropout": 0.05, "scan_layers": True, "remat": True,
+        **SIZES[size], **ROWS[row].changes, **changes,
     }
     return TransformerLMConfig(**fields)

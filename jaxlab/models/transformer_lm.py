@@ -41,7 +41,7 @@ from jaxlab.nn import (
     T5Bias,
     dropout,
 )
-from jaxlab.nn.attention import KERNELS, split_width
+from jaxlab.nn.attention import KERNELS, require_dropout, split_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,10 @@ class TransformerLMConfig:
         stack then runs block by block. All other layers: the paper's feedback variant.
       normalise: L2-normalised queries and keys with a learned scale a head, from `head_scale`.
         1 is the paper's, for Adafactor; with Adam 8 learns where 1 may not.
-      dropout_rate: where a key is given.
+      dropout_rate: of the residual path (see `nn.Block`) and before the logits, where a key is
+        given.
+      attention_dropout: of the weights with which tokens read tokens, where a key is given; one
+        mask for all rows and blocks, see `nn.Attention`.
       scan_layers: run neighbouring equal layers as a scan over their stacked parameters: they
         compile once, for a copy of the parameters a step. Parameters and their paths are the
         same with and without; outputs inside a scan are not seen by `View.taps`.
@@ -99,6 +102,7 @@ class TransformerLMConfig:
     normalise: bool = True
     head_scale: float = 1.0
     dropout_rate: float = 0.0
+    attention_dropout: float = 0.0
     scan_layers: bool = False
     remat: bool = False
     window_kernel: Literal["plain", "pallas"] = "plain"
@@ -136,6 +140,7 @@ class TransformerLMConfig:
             )
         if self.window_kernel != "plain" and self.window is None:
             raise UsageError(f"window_kernel={self.window_kernel!r} needs a window: set window")
+        require_dropout(self.attention_dropout, self.window_kernel, "window_kernel")
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
@@ -418,6 +423,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         position=position,
         extra_heads=0 if slot == "attention" else config.num_heads,
         kernel=config.window_kernel,
+        attention_dropout=config.attention_dropout,
         dtype=dtype,
         rngs=rngs,
     )

@@ -16,7 +16,7 @@ from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
 from jaxlab.nn.segment import Segment
-from jaxlab.nn.tiles import MASKED, Readable, attend_blocks, tile_size
+from jaxlab.nn.tiles import MASKED, Kept, Readable, attend_all, attend_blocks, tile_size
 from jaxlab.nn.windowed_kernel import attend_windows, distances, require_kernel
 
 Carry = dict[str, jax.Array]
@@ -34,6 +34,11 @@ class Attention(RingDecoding, nnx.Module):
     With `window=w` a token sees w tokens: itself and the w - 1 before, or the w before it
     (`include_self=False`). The last w keys and values are carried to the next segment.
 
+    With `attention_dropout` above 0 a call with a `key` zeroes that share of the weights after the
+    softmax and scales the rest by 1 / (1 - rate). As in the source's code, there is one mask [h,
+    queries, keys] for all rows of the batch, and with a window for all blocks of the segment: that
+    of two tokens is then drawn for their places in their windows, whatever tiles they are read in.
+
     Args:
       width: d, of inputs and outputs.
       num_heads: h; `num_kv_heads` of keys and values divides it (1: multi-query).
@@ -44,7 +49,8 @@ class Attention(RingDecoding, nnx.Module):
       extra_heads: heads whose values come from elsewhere and share the output projection.
       use_bias: of every projection.
       kernel: what reads a window: 'plain' operations, or 'pallas', a fused kernel for TPUs, which
-        has no forward mode of differentiation; see `windowed_kernel`.
+        has no forward mode of differentiation and no dropout; see `windowed_kernel`.
+      attention_dropout: rate in [0, 1) at which weights are dropped, where a key is given.
 
     Raises:
       UsageError: sizes that do not divide, or a combination that does not exist; in a call, a
@@ -67,6 +73,7 @@ class Attention(RingDecoding, nnx.Module):
         extra_heads: int = 0,
         use_bias: bool = False,
         kernel: Literal["plain", "pallas"] = "plain",
+        attention_dropout: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -82,6 +89,7 @@ class Attention(RingDecoding, nnx.Module):
             raise UsageError(
                 f"kernel={kernel!r} with window={window}; 'plain', or with a window 'pallas'"
             )
+        require_dropout(attention_dropout, kernel)
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
         axes = ("embed", "heads", None)
         how = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
@@ -94,7 +102,7 @@ class Attention(RingDecoding, nnx.Module):
         self.position = position
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.window, self.causal, self.include_self = window, causal, include_self
-        self.kernel, self.dtype = kernel, dtype
+        self.kernel, self.attention_dropout, self.dtype = kernel, attention_dropout, dtype
 
     def __call__(
         self,
@@ -103,6 +111,7 @@ class Attention(RingDecoding, nnx.Module):
         carry: Carry | None = None,
         *,
         context_bsd: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry | None]:
         """Mixes the tokens of a segment, or reads a context.
 
@@ -111,12 +120,13 @@ class Attention(RingDecoding, nnx.Module):
           segment: document starts in it; None: each row is one fresh document.
           carry: keys and values of the window before, from the last call or `init_carry`.
           context_bsd: [b, s, d] for cross-attention (bidirectional, all of it is seen).
+          key: turns dropout of the weights on.
 
         Returns:
           [b, t, d] and the keys and values after the segment: of the last window, or of all of
           the segment without one (a cache can be filled from them); None if not causal.
         """
-        values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry)
+        values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry, key=key)
         return self.output(values_bthk), carry
 
     def heads(
@@ -134,11 +144,13 @@ class Attention(RingDecoding, nnx.Module):
         v_bshk: jax.Array,
         segment: Segment | None,
         carry: Carry | None,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry | None]:
         """Values [b, t, h, k] that the queries find, and the carry after the segment."""
         if self.window is None:
             after = {"keys": k_bshk, "values": v_bshk} if self.causal else None
-            return self._read_all(q_bthk, k_bshk, v_bshk, segment), after
+            return self._read_all(q_bthk, k_bshk, v_bshk, segment, key), after
         b, t = q_bthk.shape[:2]
         self.require_blocks(t)
         if segment is None:
@@ -148,7 +160,7 @@ class Attention(RingDecoding, nnx.Module):
             name: constrain(x[:, -self.window :], "batch", None, "heads", None)
             for name, x in {"keys": k_bshk, "values": v_bshk}.items()
         }
-        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry), after
+        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry, key), after
 
     def require_blocks(self, num_tokens: int) -> None:
         """Refuses a segment that is not made of whole windows.
@@ -182,10 +194,20 @@ class Attention(RingDecoding, nnx.Module):
             return bias
         return bias * jnp.abs(self.scale[...]).reshape(-1, *(1,) * distances.ndim)
 
-    def _read_all(self, q, k, v, segment) -> jax.Array:
+    def _kept(self, key: jax.Array | None, num_keys: int, num_queries: int) -> Kept | None:
+        """The weights that dropout keeps, [h, s, t]; None: all, and nothing is drawn."""
+        if key is None or self.attention_dropout == 0.0:
+            return None
+        share = 1.0 - self.attention_dropout
+        mask = jax.random.bernoulli(key, share, (self.num_heads, num_keys, num_queries))
+        return Kept(constrain(mask, "heads", None, None), share)
+
+    def _read_all(self, q, k, v, segment, key) -> jax.Array:
         t, s = q.shape[1], k.shape[1]
         if isinstance(self.position, Rotary):
             q, k = self.position(q, np.arange(t)), self.position(k, np.arange(s))
+        if (kept := self._kept(key, s, t)) is not None:
+            return self._read_dropped(q, k, v, segment, kept)
         bias = mask = None
         if isinstance(self.position, T5Bias):
             bias = self._bias(np.arange(t)[:, None] - np.arange(s)[None])[None].astype(q.dtype)
@@ -195,10 +217,24 @@ class Attention(RingDecoding, nnx.Module):
             q, k, v, bias, mask, scale=1.0, is_causal=self.causal and t == s
         )
 
-    def _read_window(self, q, k, v, segment, carry) -> jax.Array:
+    def _read_dropped(self, q, k, v, segment, kept) -> jax.Array:
+        def heads_first(x_bshk: jax.Array) -> jax.Array:
+            return x_bshk.transpose(2, 0, 1, 3)
+
+        k, v = (self.shared(heads_first(x)) for x in (k, v))
+        distance_st = np.arange(q.shape[1]) - np.arange(k.shape[2])[:, None]
+        bias_hst, same_bst = self._bias(distance_st), None
+        if self.causal:
+            bias_hst = jnp.where(distance_st >= 0, bias_hst, MASKED)
+            if segment is not None:
+                same_bst = segment.doc_bt[:, :, None] == segment.doc_bt[:, None, :]
+        return attend_all(heads_first(q), k, v, bias_hst, same_bst, kept).transpose(1, 2, 0, 3)
+
+    def _read_window(self, q, k, v, segment, carry, key) -> jax.Array:
         if self.kernel == "pallas":
             return self._read_fused(*self._rotated(q, k, v, carry), segment)
-        out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry))
+        kept = self._kept(key, self.window, self.window)
+        out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry), kept)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
 
     def _rotated(self, q, k, v, carry) -> tuple[jax.Array, ...]:
@@ -308,6 +344,21 @@ def scale_queries(q_bthk: jax.Array, scale: nnx.Param | None) -> jax.Array:
     if scale is None:
         return q_bthk * q_bthk.shape[-1] ** -0.5
     return l2_normalise(q_bthk, jnp.abs(scale[...])[:, None])
+
+
+def require_dropout(rate: float, kernel: str, name: str = "kernel") -> None:
+    """Refuses an `attention_dropout` that cannot be.
+
+    Raises:
+      UsageError: a rate outside of [0, 1), or one above 0 with the fused kernel.
+    """
+    if not 0 <= rate < 1:
+        raise UsageError(f"attention_dropout={rate} must lie in [0, 1)")
+    if rate and kernel != "plain":
+        raise UsageError(
+            f"attention_dropout={rate} with {name}={kernel!r}, which drops no weights; set "
+            f"attention_dropout=0.0 or {name}='plain'"
+        )
 
 
 def split_width(width: int, num_heads: int) -> int:

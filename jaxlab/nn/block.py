@@ -20,6 +20,7 @@ class Block(nnx.Module):
 
     Args:
       mixer: takes (x_btd, segment, carry) and returns (y_btd, carry); any attention of this room.
+        One with an `attention_dropout` above 0 is given a `key` too, where there is one.
       mlp: takes and returns x_btd.
       norm: makes both norms, called as `norm(width, dtype=dtype, rngs=rngs)`.
       dropout_rate: on the input of the mixer and the output of the MLP, where a key is given.
@@ -52,8 +53,10 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """[b, t, d] to [b, t, d], and the carry after the segment. `key` turns dropout on."""
         keys = (None, None) if key is None else (named(key, "attention"), named(key, "mlp"))
+        drops = key is not None and getattr(self.attention, "attention_dropout", 0.0) > 0
+        how = {"key": named(key, "weights")} if drops else {}
         mixed, carry = self.attention(
-            dropout(self.attention_norm(x_btd), self.dropout_rate, keys[0]), segment, carry
+            dropout(self.attention_norm(x_btd), self.dropout_rate, keys[0]), segment, carry, **how
         )
         x_btd = constrain(x_btd + mixed, "batch", "length", None)
         out = dropout(self.mlp(self.mlp_norm(x_btd)), self.dropout_rate, keys[1])

@@ -47,11 +47,13 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
         self.state_scale = head_scales(attention.num_heads, head_scale)
 
     def __call__(
-        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None
+        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None,
+        *, key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         """One block [b, w, d] and a carry with the state to read, to [b, w, d] and the next carry.
 
-        Without a carry there is no state, and the tokens find nothing in it.
+        Without a carry there is no state, and the tokens find nothing in it. `key` turns dropout
+        of the window's weights on; what is read of the state is not dropped.
 
         Raises:
           UsageError: a state for more than one block.
@@ -60,7 +62,7 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
         carry = {} if carry is None else carry
         window = {name: carry[name] for name in carry if name not in STATE_KEYS}
         q, k, v = self.attention.heads(x_btd)
-        window_bthk, after = self.attention.read(q, k, v, segment, window or None)
+        window_bthk, after = self.attention.read(q, k, v, segment, window or None, key=key)
         if STATE_KEYS[0] in carry:
             if x_btd.shape[1] != self.attention.window:
                 raise UsageError(
@@ -72,6 +74,11 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
         else:
             read_bthk = jnp.zeros_like(window_bthk)
         return self.output(window_bthk, read_bthk), after
+
+    @property
+    def attention_dropout(self) -> float:
+        """Rate at which weights of the window are dropped, where a key is given."""
+        return self.attention.attention_dropout
 
     def init_carry(self, batch_size: int) -> Carry:
         """An empty window."""
@@ -140,13 +147,18 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         self.cell = cell
 
     def __call__(
-        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None
+        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None,
+        *, key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
-        """[b, t, d] and the carry of the last segment, to [b, t, d] and the next carry."""
+        """[b, t, d] and the carry of the last segment, to [b, t, d] and the next carry.
+
+        `key` turns dropout of the window's weights on; nothing that is read of the state, or
+        written to it, is dropped.
+        """
         segment = segment_of(x_btd, segment)
         carry = self.init_carry(x_btd.shape[0]) if carry is None else carry
         q, k, v = self.attention.heads(x_btd)
-        window_bthk, after = self.attention.read(q, k, v, segment, carry)
+        window_bthk, after = self.attention.read(q, k, v, segment, carry, key=key)
         state, read = self.scan_states(k, v, segment, carry)
         # The readers take the state of all blocks at once.
         state_keys, state_values = (

@@ -32,12 +32,32 @@ _tiled = functools.partial(
 )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Which weights of a softmax dropout keeps: the others are zero, these are over `share`.
+
+    Attributes:
+      mask: bool [..., s, t], true for what is kept.
+      share: the probability of that, 1 - rate.
+    """
+
+    mask: jax.Array
+    share: float = dataclasses.field(metadata={"static": True})
+
+    def tile(self, first: int, num_keys: int, num_queries: int) -> Kept:
+        """Of [w, w]: queries from `first` on, and so many keys from w before it on, modulo w."""
+        keys = jnp.concatenate([self.mask, self.mask])[first : first + num_keys]
+        return Kept(keys[:, first : first + num_queries], self.share)
+
+
 def attend(
     q_tk: jax.Array,
     k_sk: jax.Array,
     v_sk: jax.Array,
     bias_st: jax.Array | None = None,
     seen_st: jax.Array | None = None,
+    kept: Kept | None = None,
 ) -> jax.Array:
     """Attention of one head over one set of keys; queries come already scaled.
 
@@ -50,6 +70,7 @@ def attend(
       v_sk: values [s, k].
       bias_st: added to the logits, [s, t]; `MASKED` hides a key.
       seen_st: bool [s, t], which keys a query may see.
+      kept: which weights dropout keeps, [s, t]; None: all.
 
     Returns:
       [t, k] in the dtype of the values; a query that sees no key gives zero.
@@ -63,6 +84,8 @@ def attend(
     top_1t = checkpoint_name(jax.lax.stop_gradient(top_1t), "attend_top")
     weights_st = jnp.exp(logits_st - top_1t)
     total_1t = weights_st.sum(axis=0, keepdims=True) + jnp.exp(FLOOR - top_1t)
+    if kept is not None:  # of all weights is the sum, as they are dropped after the softmax
+        weights_st, total_1t = jnp.where(kept.mask, weights_st, 0), total_1t * kept.share
     values_kt = matmul(v_sk, weights_st.astype(v_sk.dtype), transpose_x=True)
     values_kt = checkpoint_name(values_kt, "attend_values")
     total_1t = checkpoint_name(total_1t, "attend_total")
@@ -76,6 +99,28 @@ def tile_size(num_queries: int, most: int = TILE) -> int:
     (128, 96, 8)
     """
     return next(size for size in range(min(most, num_queries), 0, -1) if num_queries % size == 0)
+
+
+def attend_all(
+    q_hbtk: jax.Array, k_hbsk: jax.Array, v_hbsk: jax.Array, bias_hst: jax.Array,
+    seen_bst: jax.Array | None, kept: Kept,
+) -> jax.Array:
+    """Attention of all queries over all keys as one tile, with dropout of its weights.
+
+    Args:
+      q_hbtk: scaled queries [h, b, t, k].
+      k_hbsk, v_hbsk: keys and values [h, b, s, k].
+      bias_hst: added to the logits, [h, s, t]; `MASKED` hides a key.
+      seen_bst: bool [b, s, t], which keys a query may see; None: all.
+      kept: [h, s, t], the same for every row.
+
+    Returns:
+      [h, b, t, k].
+    """
+    head = jax.vmap(_tiled(attend), in_axes=(0, 0, 0, None, 0, None))
+    return jax.vmap(head, in_axes=(0, 0, 0, 0, None, 0))(
+        q_hbtk, k_hbsk, v_hbsk, bias_hst, seen_bst, kept
+    )
 
 
 def attend_heads(
@@ -127,7 +172,8 @@ class Readable:
 
 
 def attend_blocks(
-    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hst: jax.Array
+    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hst: jax.Array,
+    kept: Kept | None = None,
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
 
@@ -141,14 +187,18 @@ def attend_blocks(
       before: those of the block before the first, [h, n, w, k].
       bias_hst: [h, w + size, size] for `size = tile_size(w)` queries and the keys from w before the
         first of them: relative position bias, `MASKED` outside the window. The same for every tile.
+      kept: which weights dropout keeps, [h, w, w], the same for every row and block; None: all. The
+        key before the block and that in it of one index share a row: no query sees both.
 
     Returns:
       [h, n, j, w, k].
     """
     if not on_one_cpu_device():
         of_head = Readable(0, 0, None)
-        head = jax.vmap(_attend_row, in_axes=(0, 0, 0, None))
-        return jax.vmap(head, in_axes=(0, of_head, of_head, 0))(q_hnjtk, blocks, before, bias_hst)
+        head = jax.vmap(_attend_row, in_axes=(0, 0, 0, None, None))
+        return jax.vmap(head, in_axes=(0, of_head, of_head, 0, 0))(
+            q_hnjtk, blocks, before, bias_hst, kept
+        )
     h, n = q_hnjtk.shape[:2]
 
     def flat(x: Readable) -> Readable:  # every head of every row is a problem of its own
@@ -157,18 +207,21 @@ def attend_blocks(
         return Readable(k, v, docs)
 
     q = q_hnjtk.reshape(h * n, *q_hnjtk.shape[2:])
-    problems = (q, flat(blocks), flat(before), jnp.repeat(bias_hst, n, axis=0))
+    shared = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (bias_hst, kept))
+    problems = (q, flat(blocks), flat(before), *shared)
     return jax.lax.map(lambda xs: _attend_row(*xs), problems).reshape(q_hnjtk.shape)
 
 
 def _attend_row(
-    q_jtk: jax.Array, blocks: Readable, before: Readable, bias_st: jax.Array
+    q_jtk: jax.Array, blocks: Readable, before: Readable, bias_st: jax.Array, kept: Kept | None
 ) -> jax.Array:
     """`attend_blocks` of one head and one row."""
     w, size = q_jtk.shape[1], bias_st.shape[1]
 
     @_tiled
-    def block(q_tk: jax.Array, old: Readable, new: Readable, bias_st: jax.Array) -> jax.Array:
+    def block(
+        q_tk: jax.Array, old: Readable, new: Readable, bias_st: jax.Array, kept: Kept | None
+    ) -> jax.Array:
         def piece(x: Readable, i: int) -> Readable:
             return jax.tree.map(lambda a: a[i * size : (i + 1) * size], x)
 
@@ -178,16 +231,18 @@ def _attend_row(
             last = i + w // size
             seen = jax.tree.map(lambda *x: jnp.concatenate(x), *read[i : last + 1])
             mask_st = None if seen.docs is None else seen.docs[:, None] == read[last].docs
-            q = q_tk[i * size : (i + 1) * size]
-            tiles.append(attend(q, seen.k, seen.v, bias_st, mask_st))
+            queries = slice(i * size, (i + 1) * size)
+            weights = None if kept is None else kept.tile(i * size, w + size, size)
+            tiles.append(attend(q_tk[queries], seen.k, seen.v, bias_st, mask_st, weights))
         return jnp.concatenate(tiles, axis=0)
 
     if on_one_cpu_device():
         return jax.lax.scan(
-            lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st)), before, (q_jtk, blocks)
+            lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st, kept)),
+            before, (q_jtk, blocks),
         )[1]
     old = jax.tree.map(_moved_on, before, blocks)
-    return jax.vmap(block, in_axes=(0, 0, 0, None))(q_jtk, old, blocks, bias_st)
+    return jax.vmap(block, in_axes=(0, 0, 0, None, None))(q_jtk, old, blocks, bias_st, kept)
 
 
 def _moved_on(first: jax.Array, blocks_j: jax.Array) -> jax.Array:

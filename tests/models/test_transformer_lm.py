@@ -155,6 +155,32 @@ def test_dropout_is_off_without_a_key_and_differs_by_key(tiny):
     assert (one != other).any() and (one != off).any()
 
 
+@pytest.mark.parametrize("kind", ["plain", "sliding", "scanned", "feedback"])
+def test_attention_dropout_is_the_same_computed_again_and_off_without_a_key(tiny, kind):
+    changes = {"attention_dropout": 0.3, "activation": "gelu"}
+    models = [
+        tiny.model(kind, scan_layers=again, remat=again, **changes) for again in (False, True)
+    ]
+    off, _ = tiny.run(models[0])
+    never = tiny.model(kind, **changes | {"attention_dropout": 0.0})
+    np.testing.assert_allclose(tiny.run(never, key=jax.random.key(0))[0], off, atol=1e-6)
+    one, same, other = (tiny.run(models[0], key=jax.random.key(seed))[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any() and (one != off).any()
+
+    def gradients(model):
+        view = View.of(model)
+
+        def loss(params):
+            logits, _ = view.apply(params, tiny.tokens, key=jax.random.key(0))
+            return -jax.nn.log_softmax(logits)[..., 0].mean()
+
+        return jax.jit(jax.value_and_grad(loss))(view.params)
+
+    plain, again = (gradients(model) for model in models)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, again)
+
+
 def test_a_scan_over_equal_layers_is_the_plain_stack(tiny):
     scanned = tiny.model("sliding", scan_layers=True, remat=True)
     assert scanned.config.runs() == [(0, 2)]
@@ -179,6 +205,11 @@ def test_from_config_takes_the_dict_form():
         ({"gate": "gru2"}, "gate='gru2'; it takes fixed, lstm, gru"),
         ({"position": "learned"}, "position='learned' knows no carried window"),
         ({"dropout_rate": 1.0}, r"dropout_rate=1.0 must lie in \[0, 1\)"),
+        ({"attention_dropout": -0.1}, r"attention_dropout=-0.1 must lie in \[0, 1\)"),
+        (
+            {"attention_dropout": 0.1, "window_kernel": "pallas"},
+            r"attention_dropout=0.1 with window_kernel='pallas', which .* window_kernel='plain'",
+        ),
         ({"window_kernel": "palas"}, r"window_kernel='palas'; it takes plain, pallas"),
         ({"window_kernel": "pallas", "window": None}, r"window_kernel='pallas' needs a window"),
     ],
