@@ -57,6 +57,14 @@ def test_block_recurrent_models_have_shapes_and_like_cost(variant: str):
         assert 0.8 < (ours - 2 * model.num_states * model.width) / theirs < 1.05
 
 
+def test_only_what_trains_as_the_paper_drops_weights_of_attention():
+    small = {"smoke", "tiny", "demo", "compare"}
+    for variant, make in block_recurrent.VARIANTS.items():
+        model = make().model
+        assert model.attention_dropout == model.dropout_rate == (0 if variant in small else 0.05)
+        assert block_recurrent.windowed(model, 1).attention_dropout == model.attention_dropout
+
+
 def test_the_windowed_model_has_neither_a_state_nor_readers_of_one():
     config = override(block_recurrent.tiny(), {"model.state_readers": "(0,)"})
     assert set(block_recurrent.windowed(config.model, 1).slots()) == {"attention"}

@@ -207,8 +207,9 @@ def attend_blocks(
         return Readable(k, v, docs)
 
     q = q_hnjtk.reshape(h * n, *q_hnjtk.shape[2:])
-    shared = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (bias_hst, kept))
-    problems = (q, flat(blocks), flat(before), *shared)
+    problems = (q, flat(blocks), flat(before)) + jax.tree.map(
+        lambda x: jnp.repeat(x, n, axis=0), (bias_hst, kept)
+    )
     return jax.lax.map(lambda xs: _attend_row(*xs), problems).reshape(q_hnjtk.shape)
 
 

@@ -155,7 +155,7 @@ def test_dropout_is_off_without_a_key_and_differs_by_key(tiny):
     assert (one != other).any() and (one != off).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "sliding", "scanned", "feedback"])
+@pytest.mark.parametrize("kind", ["plain", "sliding", "feedback"])
 def test_attention_dropout_is_the_same_computed_again_and_off_without_a_key(tiny, kind):
     changes = {"attention_dropout": 0.3, "activation": "gelu"}
     models = [
