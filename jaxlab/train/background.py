@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-NICE = 15
+NICE = 10
 """The nice value of the thread: about a tenth of a core where steps or other programs want it all.
 
 At 19, or with `SCHED_IDLE`, a save delays each step a little less and more of them, but where other

@@ -171,6 +171,7 @@ def fit(
                     if run.step % hook.every == 0:
                         hook.after_step(run)
             now = clock()
-        for hook in run.hooks:
-            hook.finish(run)
+        with seconds.in_hooks():
+            for hook in run.hooks:
+                hook.finish(run)
     return run

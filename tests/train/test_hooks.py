@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import jax
 import numpy as np
@@ -97,6 +98,15 @@ def test_a_row_has_rate_and_times(made, toy):
     assert row["time/tokens_per_second"] == pytest.approx(8 / row["time/step_seconds"])
     assert 0 <= row["time/outside_step_rate"] <= 1
     assert run.latest == {"step": 4} | row
+
+
+def test_what_hooks_do_at_the_end_is_time_of_hooks(made, toy):
+    class Slow(train.Hook):
+        def finish(self, run):
+            time.sleep(0.05)
+
+    run = fit(made, toy, [Slow()], steps=2)
+    assert run.seconds.hooks >= 0.05 and run.seconds.outside_step >= 0.05
 
 
 def test_logging_compiles_no_second_step(made, single):
