@@ -40,6 +40,7 @@ def main() -> None:
     """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
+    parser.add_argument("--kernel", choices=["plain", "compiled"], default="plain")
     parser.add_argument("--steps", type=positive, default=4, help="of each variant in a round")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--peer", help="a command, see above")
@@ -48,7 +49,8 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, inherited by the peer
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name in args.preset or sorted(PRESETS):
-        print(json.dumps(measure(name, args.steps, args.rounds, args.peer)), flush=True)
+        row = measure(name, args.steps, args.rounds, args.peer, args.kernel)
+        print(json.dumps(row), flush=True)
 
 
 def positive(text: str) -> int:
@@ -96,7 +98,9 @@ def take_turns(
     return seconds
 
 
-def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dict:
+def measure(
+    name: str, num_steps: int, num_rounds: int, peer: str | None, kernel: str
+) -> dict:
     """Times the variants of one preset, and the peer, in turns."""
     import jax
     import jax.numpy as jnp
@@ -108,7 +112,7 @@ def measure(name: str, num_steps: int, num_rounds: int, peer: str | None) -> dic
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
     )
-    preset = PRESETS[name]
+    preset = {**PRESETS[name], "kernel": kernel}
     square = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(jnp.matmul)
     built = {"recurrent": build(preset, depth=4, recurrent=(2,))}
@@ -214,6 +218,7 @@ def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
         window=preset["window"],
         num_states=preset["num_states"],
         recurrent_layers=recurrent,
+        attention_kernel=preset.get("kernel", "plain"),
         dtype="float32",
     )
     return TransformerLM(config, rngs=nnx.Rngs(0))

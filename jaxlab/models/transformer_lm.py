@@ -74,8 +74,8 @@ class TransformerLMConfig:
         compile once, for a copy of the parameters a step. Parameters and their paths are the
         same with and without; outputs inside a scan are not seen by `View.taps`.
       remat: compute each block again in the backward pass instead of keeping its insides.
-      window_kernel: what reads a window: 'plain' operations, or 'pallas', a fused kernel for TPUs
-        alone; see `nn.Attention`.
+      attention_kernel: what reads windows: 'plain' operations, or a fused kernel: 'pallas', for
+        TPUs alone, or 'compiled', for CPUs, which reads states too; see `nn.Attention`.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
     """
@@ -105,7 +105,7 @@ class TransformerLMConfig:
     attention_dropout: float = 0.0
     scan_layers: bool = False
     remat: bool = False
-    window_kernel: Literal["plain", "pallas"] = "plain"
+    attention_kernel: Literal["plain", "pallas", "compiled"] = "plain"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
@@ -134,13 +134,15 @@ class TransformerLMConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
-        if self.window_kernel not in KERNELS:
+        if self.attention_kernel not in KERNELS:
             raise UsageError(
-                f"window_kernel={self.window_kernel!r}; it takes {', '.join(KERNELS)}"
+                f"attention_kernel={self.attention_kernel!r}; it takes {', '.join(KERNELS)}"
             )
-        if self.window_kernel != "plain" and self.window is None:
-            raise UsageError(f"window_kernel={self.window_kernel!r} needs a window: set window")
-        require_dropout(self.attention_dropout, self.window_kernel, "window_kernel")
+        if self.attention_kernel != "plain" and self.window is None:
+            raise UsageError(
+                f"attention_kernel={self.attention_kernel!r} needs a window: set window"
+            )
+        require_dropout(self.attention_dropout, self.attention_kernel, "attention_kernel")
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
@@ -422,7 +424,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         head_scale=config.head_scale,
         position=position,
         extra_heads=0 if slot == "attention" else config.num_heads,
-        kernel=config.window_kernel,
+        kernel=config.attention_kernel,
         attention_dropout=config.attention_dropout,
         dtype=dtype,
         rngs=rngs,
@@ -460,7 +462,9 @@ def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentC
     return BlockRecurrentCell(
         config.width, config.num_states, config.num_heads, head_dim,
         update=UPDATES[config.update](*sizes, gate=gate, dtype=dtype, rngs=rngs),
-        head_scale=config.head_scale, dtype=dtype, rngs=rngs,
+        head_scale=config.head_scale,
+        kernel="compiled" if config.attention_kernel == "compiled" else "plain",
+        dtype=dtype, rngs=rngs,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError, constrain, platform
+from jaxlab.nn.compiled_attention import attend_ranges
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
@@ -21,7 +22,7 @@ from jaxlab.nn.windowed_kernel import attend_windows, distances, require_kernel
 
 Carry = dict[str, jax.Array]
 
-KERNELS = ("plain", "pallas")
+KERNELS = ("plain", "pallas", "compiled")
 """What can read a window."""
 
 
@@ -48,8 +49,9 @@ class Attention(RingDecoding, nnx.Module):
       position: `T5Bias` (causal) or `Rotary` or None.
       extra_heads: heads whose values come from elsewhere and share the output projection.
       use_bias: of every projection.
-      kernel: what reads a window: 'plain' operations, or 'pallas', a fused kernel for TPUs, which
-        has no forward mode of differentiation and no dropout; see `windowed_kernel`.
+      kernel: what reads a window: 'plain' operations, or a fused kernel, which has no forward mode
+        of differentiation and no dropout: 'pallas' for TPUs (see `windowed_kernel`), 'compiled' for
+        CPUs with a C++ compiler (see `compiled_attention`).
       attention_dropout: rate in [0, 1) at which weights are dropped, where a key is given.
 
     Raises:
@@ -72,7 +74,7 @@ class Attention(RingDecoding, nnx.Module):
         position: T5Bias | Rotary | None = None,
         extra_heads: int = 0,
         use_bias: bool = False,
-        kernel: Literal["plain", "pallas"] = "plain",
+        kernel: Literal["plain", "pallas", "compiled"] = "plain",
         attention_dropout: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -85,9 +87,10 @@ class Attention(RingDecoding, nnx.Module):
             raise UsageError("bidirectional attention (causal=False) has no window")
         if causal and window is None and not include_self:
             raise UsageError("include_self=False needs a window: full attention includes the token")
-        if kernel not in KERNELS or (kernel == "pallas" and window is None):
+        if kernel not in KERNELS or (kernel != "plain" and window is None):
             raise UsageError(
-                f"kernel={kernel!r} with window={window}; 'plain', or with a window 'pallas'"
+                f"kernel={kernel!r} with window={window}; 'plain', or with a window one of "
+                f"{', '.join(KERNELS[1:])}"
             )
         require_dropout(attention_dropout, kernel)
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
@@ -233,6 +236,8 @@ class Attention(RingDecoding, nnx.Module):
     def _read_window(self, q, k, v, segment, carry, key) -> jax.Array:
         if self.kernel == "pallas":
             return self._read_fused(*self._rotated(q, k, v, carry), segment)
+        if self.kernel == "compiled":
+            return self._read_compiled(*self._rotated(q, k, v, carry), segment)
         kept = self._kept(key, self.window, self.window)
         out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry), kept)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
@@ -273,6 +278,18 @@ class Attention(RingDecoding, nnx.Module):
         )
         bias_hnm = self._window_bias(distances(self.window))
         return attend_windows(heads_first(q), k, v, segment.ages(), bias_hnm).swapaxes(1, 2)
+
+    def _read_compiled(self, q, k, v, old_k, old_v, segment) -> jax.Array:
+        nearest = 0 if self.include_self else 1
+        farthest = nearest + self.window - 1
+        place_t = np.arange(q.shape[1]) + self.window  # of a query among the keys
+        biased = isinstance(self.position, T5Bias)
+        return attend_ranges(
+            q, jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1),
+            place_t - jnp.minimum(segment.ages(), farthest), place_t - nearest,
+            bias_hm=self._bias(np.arange(farthest + 1)) if biased else None,
+            offset=self.window,
+        )
 
     def _window_bias(self, distances: np.ndarray) -> jax.Array:
         """`_bias` [h, ...] inside of the window, `MASKED` outside."""

@@ -110,7 +110,8 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
             return x_hbjrk.reshape(h, b * j, *x_hbjrk.shape[3:])
 
         q_hntk = q_hbjtk.reshape(h, b * j, w, -1)
-        out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values))
+        kernel = "compiled" if self.attention.kernel == "compiled" else "plain"
+        out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values), kernel=kernel)
         out_bthk = out_hntk.reshape(q_hbjtk.shape).transpose(1, 2, 3, 0, 4).reshape(q_bthk.shape)
         doc_bjt = segment.doc_bt.reshape(b, j, w)
         same_bt = (doc_bjt == doc_bjt[:, :, :1]).reshape(b, j * w)

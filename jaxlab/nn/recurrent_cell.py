@@ -6,7 +6,7 @@ values of tokens Ke, Ve and of the state Ks, Vs, window W `w`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class BlockRecurrentCell(nnx.Module):
       update: maps (state [b, r, d], heads [b, r, 2h, k]) to the next state; by default the skip
         configuration with the fixed gate.
       head_scale: start of the learned scales of the logits.
+      kernel: what the heads read with, 'plain' operations or 'compiled' code; see
+        `tiles.attend_heads`.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class BlockRecurrentCell(nnx.Module):
         *,
         update: nnx.Module | None = None,
         head_scale: float = 1.0,
+        kernel: Literal["plain", "compiled"] = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -61,7 +64,7 @@ class BlockRecurrentCell(nnx.Module):
         if update is None:
             update = SkipUpdate(width, 2 * num_heads, head_dim, dtype=dtype, rngs=rngs)
         self.update = update
-        self.num_states, self.width, self.dtype = num_states, width, dtype
+        self.num_states, self.width, self.kernel, self.dtype = num_states, width, kernel, dtype
 
     def queries(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Scaled queries of the state for itself and for tokens, [h, b, r, k] each."""
@@ -93,8 +96,8 @@ class BlockRecurrentCell(nnx.Module):
         queries, (keys, values) = self.queries(c_brd), self.keys_values(c_brd)
         heads_hbrk = jnp.concatenate(
             [
-                attend_heads(queries[0], keys, values),
-                attend_heads(queries[1], k_hbsk, v_hbsk, bias_bs),
+                attend_heads(queries[0], keys, values, kernel=self.kernel),
+                attend_heads(queries[1], k_hbsk, v_hbsk, bias_bs, kernel=self.kernel),
             ]
         )
         c_next_brd = self.update(c_brd, heads_hbrk.transpose(1, 2, 0, 3))

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlab.nn.bilinear import on_one_cpu_device
+from jaxlab.nn.compiled_attention import attend_ranges
 from jaxlab.nn.products import matmul
 
 MASKED = -1e9  # added to the logits of keys that must not be seen
@@ -124,7 +126,8 @@ def attend_all(
 
 
 def attend_heads(
-    q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None
+    q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None,
+    *, kernel: Literal["plain", "compiled"] = "plain",
 ) -> jax.Array:
     """Attention of all queries over all keys, tile by tile, for h heads times n problems.
 
@@ -133,10 +136,17 @@ def attend_heads(
       k_hnsk: keys [h, n, s, k].
       v_hnsk: values [h, n, s, k].
       bias_ns: added to the logits of a key, [n, s]; `MASKED` hides it.
+      kernel: 'plain' operations, or 'compiled' code, which has no derivative by `bias_ns`; see
+        `compiled_attention`.
 
     Returns:
       [h, n, t, k].
     """
+    if kernel == "compiled":
+        q, k, v = (x.transpose(1, 2, 0, 3) for x in (q_hntk, k_hnsk, v_hnsk))
+        last = jnp.full(q.shape[:2], k.shape[1] - 1, jnp.int32)
+        out = attend_ranges(q, k, v, jnp.zeros_like(last), last, mask_ns=bias_ns)
+        return out.transpose(2, 0, 1, 3)
     t = q_hntk.shape[2]
     size = tile_size(t) if on_one_cpu_device() else t
 

@@ -131,7 +131,10 @@ class Program:
 
     @functools.cached_property
     def kernel_flops(self) -> float:
-        """FLOPs that kernels say of themselves (`pl.CostEstimate`); 0 of those that are silent."""
+        """FLOPs that kernels say of themselves; 0 of those that are silent.
+
+        They say it in `pl.CostEstimate`, or in an attribute `flops` of a call through `jax.ffi`.
+        """
         return sum(count * _stated_flops(each) for count, _, each in self.instructions())
 
     @functools.cached_property
@@ -324,8 +327,9 @@ def _fusion_traffic(
 def _stated_flops(kernel: Instruction) -> float:
     if kernel.opcode != "custom-call":
         return 0
-    found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', kernel.attributes)
-    return float(found.group(1)) if found else 0
+    stated = r'"cost_estimate":\{"flops":"(\d+)"|\bflops = (\d+) : i64'
+    found = re.search(stated, kernel.attributes)
+    return float(found.group(1) or found.group(2)) if found else 0
 
 
 def _flops(where: Computation, each: Instruction) -> float:

@@ -1,0 +1,268 @@
+"""The compiled kernel against float64 sums and against the plain attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
+from jaxlab.models import TransformerLM, TransformerLMConfig
+from jaxlab.nn import Attention, Rotary, Segment, T5Bias, compiled_attention
+from jaxlab.nn.compiled_attention import attend_ranges, build, find_compiler
+from jaxlab.nn.tiles import MASKED
+from jaxlab.objectives import next_token
+from jaxlab.train.program import read_program
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+
+
+def problem(n, t, s, h, g, k, m=0, masked=False):
+    """Arrays of a random problem, its distances' offset, and which keys [n, h, t, s] are seen."""
+    rng = np.random.default_rng(t * s + k)
+    q = rng.normal(size=(n, t, h, k)) / np.sqrt(k)
+    keys, values = rng.normal(size=(2, n, s, g, k))
+    offset, place_t, place_s = max(s - t, 0), np.arange(t), np.arange(s)
+    first = rng.integers(0, s, (n, t))
+    last = np.minimum(first + rng.integers(-1, s, (n, t)), s - 1)
+    seen = (place_s >= first[..., None]) & (place_s <= last[..., None])
+    bias = rng.normal(size=(h, m))
+    distance = place_t[:, None] + offset - place_s
+    if m:
+        seen &= (distance >= 0) & (distance < m)
+    mask = np.where(rng.random((n, s)) < 0.3, MASKED, 0.0) if masked else None
+    if masked:
+        seen &= mask[:, None] == 0
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, keys, values, bias)]
+    ranges = [jnp.asarray(x, jnp.int32) for x in (first, last)]
+    mask = None if mask is None else jnp.asarray(mask, jnp.float32)
+    return arrays, ranges, mask, offset, seen[:, None], np.clip(distance, 0, max(m - 1, 0))
+
+
+def exact(q, k, v, bias, seen, distance):
+    """The same in float64 from whole arrays; a query that sees no key gives zero."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    logits = jnp.einsum("nthk,nshk->nhts", q, k)
+    if bias.shape[1]:
+        logits += bias[:, distance]
+    logits = jnp.where(seen, logits, -jnp.inf)
+    top = jnp.where(seen.any(-1, keepdims=True), logits.max(-1, keepdims=True), 0)
+    weights = jnp.where(seen, jnp.exp(logits - jax.lax.stop_gradient(top)), 0)
+    total = weights.sum(-1, keepdims=True)
+    return jnp.einsum("nhts,nshk->nthk", weights / jnp.where(total == 0, 1, total), v)
+
+
+PROBLEMS = {
+    "several tiles and chunks": (2, 150, 700, 2, 2, 32),
+    "a window with biases": (2, 192, 320, 4, 4, 16, 129),
+    "shared keys, odd sizes": (1, 70, 93, 6, 2, 20, 31),
+    "hidden keys": (3, 33, 300, 2, 1, 64, 0, True),
+    "biases and hidden keys": (2, 40, 77, 2, 2, 8, 40, True),
+    "one query, one key": (1, 1, 1, 1, 1, 4),
+    "wide heads": (1, 65, 64, 1, 1, 136),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_values_and_gradients_are_those_of_float64_sums(name):
+    arrays, ranges, mask, offset, seen, distance = problem(*PROBLEMS[name])
+
+    def ours(q, k, v, bias):
+        bias = bias if bias.shape[1] else None
+        return attend_ranges(q, k, v, *ranges, bias_hm=bias, offset=offset, mask_ns=mask)
+
+    got, pull = jax.vjp(jax.jit(ours), *arrays)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in arrays]
+        want, exact_pull = jax.vjp(lambda *x: exact(*x, jnp.asarray(seen), distance), *wide)
+        ct = np.cos(np.arange(want.size)).reshape(want.shape)
+        want_grads = [np.asarray(g) for g in exact_pull(jnp.asarray(ct))]
+        want = np.asarray(want)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    unseen = ~np.asarray(seen).any(axis=(1, 3))
+    assert (np.asarray(got)[unseen] == 0).all()
+    for grad, wanted in zip(pull(jnp.asarray(ct, jnp.float32)), want_grads, strict=True):
+        np.testing.assert_allclose(grad, wanted, atol=3e-6 * max(1, np.abs(wanted).max(initial=0)))
+
+
+@needs_compiler
+def test_large_logits_do_not_overflow():
+    (q, k, v, _), ranges, _, _, seen, distance = problem(1, 20, 300, 1, 1, 16)
+    got = attend_ranges(200 * q, k, v, *ranges)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (q, k, v)]
+        want = exact(200 * wide[0], *wide[1:], jnp.zeros((1, 0)), jnp.asarray(seen), distance)
+    assert np.abs(np.asarray(200 * q[0, :, 0] @ k[0, :, 0].T)).max() > 500
+    np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+@needs_compiler
+def test_a_batch_of_problems_under_vmap_and_bits_that_do_not_depend_on_threads():
+    (q, k, v, _), ranges, *_ = problem(6, 64, 128, 4, 4, 32)
+    whole = jax.jit(attend_ranges)(q, k, v, *ranges)
+    one = jax.vmap(lambda *x: attend_ranges(*(a[None] for a in x))[0])(q, k, v, *ranges)
+    np.testing.assert_array_equal(whole, one)
+
+
+LAYERS = {
+    "the token excluded": {"include_self": False, "normalise": True, "head_scale": 3.0},
+    "the token included, no position": {"position": None},
+    "shared key heads and rotary": {"num_kv_heads": 2, "position": "rotary"},
+}
+
+
+def layer(kernel, position="t5", **kwargs):
+    rngs = nnx.Rngs(0)
+    kinds = {"t5": lambda: T5Bias(4, rngs=rngs), "rotary": lambda: Rotary(8)}
+    return Attention(
+        8, 4, 8, window=16, position=kinds.get(position, lambda: None)(), kernel=kernel, rngs=rngs,
+        **kwargs,
+    )
+
+
+def inputs(rows, kv_heads=4):
+    """Tokens, documents that start anywhere, and a carry of which a part is void."""
+    rng = np.random.default_rng(0)
+    start = rng.random((rows, 48)) > 0.9
+    start[0, :4] = False
+    segment = Segment.of(jnp.asarray(start), jnp.arange(rows, dtype=jnp.int32) * 9)
+    carry = {
+        name: jnp.asarray(rng.normal(size=(rows, 16, kv_heads, 8)), jnp.float32)
+        for name in ("keys", "values")
+    }
+    return jnp.asarray(rng.normal(size=(rows, 48, 8)), jnp.float32), segment, carry
+
+
+def value_and_gradients(module, x, segment, carry):
+    graph, state = nnx.split(module)
+
+    def loss(state, x, carry):
+        y, after = nnx.merge(graph, state)(x, segment, carry)
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, after)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(state, x, carry)
+
+
+def assert_close(got, want, atol=2e-5):
+    for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        scale = max(1, np.abs(np.asarray(w)).max())
+        np.testing.assert_allclose(g, w, atol=atol * scale, err_msg=str(path))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_with_it_is_the_plain_layer(name):
+    args = inputs(3, LAYERS[name].get("num_kv_heads", 4))
+    got, want = (
+        value_and_gradients(layer(kernel, **LAYERS[name]), *args)
+        for kernel in ("compiled", "plain")
+    )
+    assert_close(got, want)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["the token excluded", "shared key heads and rotary"])
+def test_every_device_of_a_mesh_reads_its_own_rows_and_heads(name):
+    args = inputs(4, LAYERS[name].get("num_kv_heads", 4))
+    want = value_and_gradients(layer("plain", **LAYERS[name]), *args)
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        got = value_and_gradients(layer("compiled", **LAYERS[name]), *args)
+    assert_close(got, want)
+
+
+CONFIG = TransformerLMConfig(
+    vocab_size=32, width=32, depth=2, num_heads=2, window=16, recurrent_layers=(1,), num_states=8,
+    attention_kernel="compiled", dtype="float32",
+)
+
+
+def loss_and_gradients(config):
+    """Of a segment that goes on a document, in which others start; and its carry."""
+    model = TransformerLM(config, rngs=nnx.Rngs(0))
+    view = View.of(model)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 32, (2, 49)), jnp.int32)
+    batch = {
+        "inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": jnp.ones((2, 48), bool),
+        "start": jnp.zeros((2, 48), bool).at[0, 16].set(True).at[1, 21].set(True),
+    }
+    carry = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape)).astype(x.dtype), model.init_carry(2)
+    )
+    carry["length"] = jnp.asarray([5, 50], jnp.int32)
+
+    def loss(params, carry):
+        loss = next_token(view.bind(params), batch, carry)
+        return loss.value, loss.carry
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(view.params, carry)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"remat": True, "num_kv_heads": 1}, {"state_readers": (0,)}],
+    ids=["as it is", "rematerialised, shared keys", "with a reader of the state"],
+)
+def test_a_recurrent_model_with_it_is_the_plain_model(change):
+    config = dataclasses.replace(CONFIG, **change)
+    plain = dataclasses.replace(config, attention_kernel="plain")
+    assert_close(loss_and_gradients(config), loss_and_gradients(plain))
+
+
+@needs_compiler
+def test_it_says_its_flops_to_plans():
+    (q, k, v, bias), ranges, _, offset, *_ = problem(2, 24, 40, 4, 2, 8, 17)
+
+    def total(q, bias):
+        return attend_ranges(q, k, v, *ranges, bias_hm=bias, offset=offset).sum()
+
+    program = jax.jit(jax.grad(total, (0, 1))).lower(q, bias).compile().as_text()
+    assert read_program(program).kernel_flops == (2 + 5) * 2 * (2 * 4 * 24 * 17) * 8
+
+
+@needs_compiler
+def test_forward_mode_is_refused():
+    (q, k, v, _), ranges, *_ = problem(1, 8, 8, 1, 1, 4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda q: attend_ranges(q, k, v, *ranges), (q,), (q,))
+
+
+def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match=r"in float32, not in bfloat16; set dtype='float32'"):
+        attend_ranges(*[jnp.ones((1, 4, 1, 4), jnp.bfloat16)] * 3, *[jnp.zeros((1, 4), int)] * 2)
+    with pytest.raises(UsageError, match=r"kernel='compiled' with window=None"):
+        Attention(8, 4, kernel="compiled", rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match=r"attention_dropout=0.1 with kernel='compiled'"):
+        Attention(8, 4, window=4, kernel="compiled", attention_dropout=0.1, rngs=nnx.Rngs(0))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and no-such-compiler is not on"):
+        build(tmp_path)
+    failing = tmp_path / "c++"
+    failing.write_text("#!/bin/sh\necho 'x.cc:1: error: no' >&2; exit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(failing))
+    with pytest.raises(UsageError, match=r"does not build with .* \(code 3\): x.cc:1: error: no; "):
+        build(tmp_path)
+    with pytest.raises(UsageError, match=r"cannot be kept in .*: Not a directory; set XDG_CACHE"):
+        build(failing / "inside")
+    assert {path.name for path in tmp_path.iterdir()} == {"c++"}
+
+
+@needs_compiler
+def test_the_library_is_built_once_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = build()
+    made = path.stat().st_mtime_ns
+    assert path.parent == tmp_path / "jaxlab" and build() == path
+    assert path.stat().st_mtime_ns == made
+    longer = tmp_path / "other.cc"
+    longer.write_text(compiled_attention.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(compiled_attention, "SOURCE", pathlib.Path(longer))
+    assert build() != path
