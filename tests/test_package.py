@@ -120,7 +120,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_wheel_holds_the_typed_package_and_nothing_else(wheel: zipfile.ZipFile):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxlab").rglob("*.py")}
-    assert files == sources | {"jaxlab/py.typed"}
+    assert files == sources | {"jaxlab/py.typed", "jaxlab/nn/compiled_attention.cc"}
 
 
 def test_wheel_states_version_python_licence_and_no_tensorflow(wheel: zipfile.ZipFile):
