@@ -14,6 +14,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -170,17 +171,46 @@ void unpack_rows(const float* rows, int64_t count, const Sizes& z, float* x, int
     std::memcpy(x + i * stride, rows + i * z.wide(), z.k * sizeof(float));
 }
 
+// The lower, or upper, halves of two vectors, a number of each in turn.
+template <int... I>
+inline Vec lower(Vec x, Vec y, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, y, (I % 2 * kLanes + I / 2)...);
+}
+template <int... I>
+inline Vec upper(Vec x, Vec y, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, y, (I % 2 * kLanes + (I + kLanes) / 2)...);
+}
+
+// A square of vectors; each turn puts rows i and i + half together, log2(lanes) turns transpose.
+inline void transpose(Vec* rows) {
+  constexpr std::make_integer_sequence<int, kLanes> all;
+  for (int turn = 1; turn < kLanes; turn *= 2) {
+    Vec next[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = lower(rows[i], rows[i + kLanes / 2], all);
+      next[2 * i + 1] = upper(rows[i], rows[i + kLanes / 2], all);
+    }
+    std::copy_n(next, kLanes, rows);
+  }
+}
+
 // Keys [s, k], `stride` floats apart, to panels [panels][k][kPanel].
 void pack_panels(const float* x, int64_t stride, const Sizes& z, float* panels) {
-  for (int64_t p = 0; p < z.panels(); ++p)
-    for (int64_t i = 0; i < kPanel; ++i) {
-      const int64_t j = p * kPanel + i;
-      float* to = panels + p * kPanel * z.k + i;
-      if (j < z.s)
-        for (int64_t c = 0; c < z.k; ++c) to[c * kPanel] = x[j * stride + c];
+  for (int64_t j = 0; j < z.keys(); j += kLanes) {
+    float* to = panels + j / kPanel * kPanel * z.k + j % kPanel;
+    for (int64_t c = 0; c < z.k; c += kLanes) {
+      Vec rows[kLanes] = {};
+      const int64_t width = std::min<int64_t>(kLanes, z.k - c);
+      const int64_t count = std::min<int64_t>(kLanes, z.s - j);
+      if (width == kLanes && count == kLanes)
+        for (int i = 0; i < kLanes; ++i) rows[i] = load(x + (j + i) * stride + c);
       else
-        for (int64_t c = 0; c < z.k; ++c) to[c * kPanel] = 0;
+        for (int64_t i = 0; i < count; ++i)
+          std::memcpy(rows + i, x + (j + i) * stride + c, width * sizeof(float));
+      transpose(rows);
+      for (int64_t i = 0; i < width; ++i) store(to + (c + i) * kPanel, rows[i]);
     }
+  }
 }
 
 void pack_mask(const float* mask, int64_t row, const Sizes& z, float* masks) {
