@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -199,36 +200,48 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         b, w = k.shape[0], self.attention.window
 
         # The scan reads block after block: each device takes all of them, once, not in every turn.
-        def every_block(x_jhbsk: jax.Array) -> jax.Array:
-            return constrain(x_jhbsk, None, "heads", "batch", None, None)
-
         def blocks(x_bshk: jax.Array) -> jax.Array:
-            return every_block(self.attention.key_blocks(x_bshk).transpose(2, 0, 1, 3, 4))
+            x_jbwhk = x_bshk.reshape(b, -1, w, *x_bshk.shape[2:]).swapaxes(0, 1)
+            return constrain(x_jbwhk, None, "batch", None, "heads", None)
 
-        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
+        def with_before(before: jax.Array, x_j: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.concatenate([before[None].astype(x_j.dtype), x_j[:-1]]), x_j
+
+        def of_heads(old_bwhk: jax.Array, new_bwhk: jax.Array) -> jax.Array:
+            x_bshk = jnp.concatenate([old_bwhk, new_bwhk], axis=1)
+            return self.attention.shared(x_bshk.transpose(2, 0, 1, 3))
+
         doc_jbw = constrain(
             segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None
         )
-        old = (blocks(old_k)[0], blocks(old_v)[0], segment.remembered(w))
         initial = self.cell.initial_state(b)
 
-        def block(state, new):
-            c_brd, old = state
-            doc_bw = new[2]
-            fresh_b = doc_bw[:, 0] != old[2][:, -1]
+        def block(c_brd, xs):
+            k_bwhk, v_bwhk, (old_doc_bw, doc_bw) = xs
+            fresh_b = doc_bw[:, 0] != old_doc_bw[:, -1]
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
-            k_hbsk, v_hbsk = (jnp.concatenate([old[i], new[i]], axis=2) for i in range(2))
-            doc_bs = jnp.concatenate([old[2], doc_bw], axis=1)
+            doc_bs = jnp.concatenate([old_doc_bw, doc_bw], axis=1)
             bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
-            c_next, read = cell(c_brd, k_hbsk, v_hbsk, bias_bs)
+            c_next, read = cell(c_brd, of_heads(*k_bwhk), of_heads(*v_bwhk), bias_bs)
             split_b = doc_bw[:, 0] != doc_bw[:, -1]
-            c_next = jnp.where(split_b[:, None, None], initial, c_next)
-            return (c_next, new), read
+            return jnp.where(split_b[:, None, None], initial, c_next), read
 
-        start = (carry["state"].astype(initial.dtype), old)
-        xs = (blocks(k), blocks(v), doc_jbw)
-        (state, _), read = jax.lax.scan(block, start, xs)
-        return state, read
+        xs = (
+            with_before(carry["keys"], blocks(k)), with_before(carry["values"], blocks(v)),
+            with_before(segment.remembered(w), doc_jbw),
+        )
+        return jax.lax.scan(
+            jax.checkpoint(block, policy=keep_products), carry["state"].astype(initial.dtype), xs
+        )
+
+
+def keep_products(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint`: products and kernels are kept, all else is computed again.
+
+    What is cheap to compute would cost more memory, and time to write and read it, if it were kept
+    for every block.
+    """
+    return primitive.name in ("dot_general", "matmul", "ffi_call")
 
 
 def segment_of(x_btd: jax.Array, segment: Segment | None) -> Segment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
       width: d. window: w. num_heads: h, which divides the width. num_states: r.
       update: of the state, see `BlockRecurrentCell`; it reads 2h heads of width d / h.
       head_scale: start of the learned scales of the logits; 8 suits Adam, 1 Adafactor.
+      kernel: what attention reads with, 'plain' operations or 'compiled' code; see `Attention`.
 
     Raises:
       UsageError: a width that does not divide by the heads.
@@ -37,17 +38,18 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
 
     def __init__(
         self, width: int, window: int, num_heads: int, num_states: int, *,
-        update: nnx.Module | None = None, head_scale: float = 8.0, dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        update: nnx.Module | None = None, head_scale: float = 8.0,
+        kernel: Literal["plain", "compiled"] = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
     ):
         head_dim = split_width(width, num_heads)
         attention = Attention(
             width, num_heads, head_dim, window=window, normalise=True, head_scale=head_scale,
-            position=T5Bias(num_heads, rngs=rngs), extra_heads=num_heads, dtype=dtype, rngs=rngs,
+            position=T5Bias(num_heads, rngs=rngs), extra_heads=num_heads, kernel=kernel,
+            dtype=dtype, rngs=rngs,
         )
         cell = BlockRecurrentCell(
             width, num_states, num_heads, head_dim, update=update, head_scale=head_scale,
-            dtype=dtype, rngs=rngs,
+            kernel=kernel, dtype=dtype, rngs=rngs,
         )
         self.layer = BlockRecurrentAttention(
             attention, cell, width, head_scale=head_scale, dtype=dtype, rngs=rngs

@@ -14,12 +14,14 @@ from flax import nnx
 
 from jaxlab.core import View
 from jaxlab.models import TransformerLM, TransformerLMConfig
+from jaxlab.nn.compiled_attention import find_compiler
 from jaxlab.objectives import next_token
 
 RECURRENT = {"recurrent_layers": (1,)}
 VARIANTS = {
     "slide": {},
     "fixed_skip": RECURRENT,
+    "fixed_skip, compiled": RECURRENT | {"attention_kernel": "compiled"},
     "fixed_single": RECURRENT | {"update": "single"},
     "fixed_dual": RECURRENT | {"update": "dual"},
     "lstm_skip": RECURRENT | {"gate": "lstm"},
@@ -32,11 +34,14 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
 def golden(request, shared):
+    variant, *compiled = request.param.split(", ")
+    if compiled and find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
     with np.load(shared / "golden" / "golden_block_recurrent.npz") as file:
         numbers = {
-            name.removeprefix(request.param + "/"): file[name]
+            name.removeprefix(variant + "/"): file[name]
             for name in file.files
-            if name.startswith(request.param + "/") or "/" not in name
+            if name.startswith(variant + "/") or "/" not in name
         }
     config = TransformerLMConfig(
         vocab_size=40,
@@ -165,7 +170,9 @@ def test_logits_losses_and_states_match_over_two_segments(golden):
                 np.testing.assert_allclose(array, numbers[f"{theirs}/{name}_train"], atol=1e-4)
 
 
-@pytest.mark.parametrize("golden", ["slide", "fixed_skip", "lstm_dual"], indirect=True)
+@pytest.mark.parametrize(
+    "golden", ["slide", "fixed_skip", "fixed_skip, compiled", "lstm_dual"], indirect=True
+)
 def test_gradients_of_the_second_segment_match(golden):
     view, params, numbers = golden
     carry = run(view, params, numbers)[1][3]
