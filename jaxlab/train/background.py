@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,6 +17,13 @@ At 19, or with `SCHED_IDLE`, a save delays each step a little less and more of t
 programs keep all cores busy it gets only about 3% or 1% of one, and a run that waits for its last
 save waits minutes.
 """
+
+PAUSE = 0.5
+"""Seconds between two pieces of work that pauses: each of a save takes about 0.01 s of a core."""
+
+SHARE = 1 / 16
+"""A pause is at most this part of the time from one work's start to the next one's: a save has six
+or eight of them, and ought to be over when the next one comes."""
 
 
 class Background:
@@ -28,6 +37,8 @@ class Background:
     def __init__(self, name: str):
         self._threads = ThreadPoolExecutor(1, name, initializer=_step_back)
         self._last: Future[None] | None = None
+        self._waited_for = threading.Event()
+        self._started, self._pause = -math.inf, 0.0
 
     @property
     def busy(self) -> bool:
@@ -37,16 +48,29 @@ class Background:
     def start(self, work: Callable[[], None]) -> None:
         """Does `work` once what came before is done; see `wait` for its errors."""
         self.wait()
+        self._waited_for.clear()
+        started, self._started = self._started, time.monotonic()
+        self._pause = min(PAUSE, SHARE * (self._started - started))
         self._last = self._threads.submit(work)
 
     def wait(self) -> None:
         """Returns when all is done; raises what the last work raised, once."""
+        self._waited_for.set()
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
+    def pause(self) -> None:
+        """Called by the work between its pieces: it costs each step one or two, not one step all.
+
+        Returns after `PAUSE`, sooner where works follow each other fast (see `SHARE`), and at once
+        when the work is waited for.
+        """
+        self._waited_for.wait(self._pause)
+
     def close(self) -> None:
         """Ends the thread after what it is doing."""
+        self._waited_for.set()
         self._threads.shutdown()
 
 

@@ -112,11 +112,12 @@ class Checkpoints:
         self._read_only = read_only
         if not read_only:
             on_main_host(lambda: _make_folder(self.folder))
+        self._background = Background("checkpoint")
+        pause = self._background.pause if not read_only and _beside_steps() else None
         self._open = functools.partial(
-            _open_manager, self.folder, keep_last, keep_every, keep_best, read_only
+            _open_manager, self.folder, keep_last, keep_every, keep_best, read_only, pause
         )
         self._manager = self._open()
-        self._background = Background("checkpoint")
         self._saving: int | None = None
         self._failed = False
         self._quiet = contextlib.ExitStack()
@@ -145,19 +146,23 @@ class Checkpoints:
         """
         from orbax.checkpoint import args
 
+        from jaxlab.train.pieces import ItemSave
+
         self.wait()
         step, beside = int(state.step), _beside_steps()
         rank = self._rank(measured or {}, step)
         taken = _taken(state)
 
         def write() -> None:
+            if beside:
+                self._background.pause()
             own = {
                 "caller": dict(meta or {}) | {"jaxlab": __version__},
                 "leaves": taken.leaves,
                 "joined": taken.joined,
                 "checksums": checksums_of(taken.sums),
             }
-            arrays = {name: args.StandardSave(item) for name, item in taken.items.items()}
+            arrays = {name: ItemSave(item) for name, item in taken.items.items()}
             self._manager.save(
                 step,
                 args=args.Composite(
@@ -384,9 +389,11 @@ class Checkpoints:
     ) -> dict[str, Any]:
         from orbax.checkpoint import args
 
+        from jaxlab.train.pieces import ItemRestore
+
         leaves, joined = by_path(targets), meta["joined"]
         wanted = {
-            name: args.StandardRestore(item)
+            name: ItemRestore(item)
             for name, item in _in_items(targets_of(leaves, joined)).items()
         }
         restored = self._manager.restore(step, args=args.Composite(**wanted))
@@ -485,10 +492,12 @@ def _make_folder(folder: pathlib.Path) -> None:
 
 def _open_manager(
     folder: pathlib.Path, keep_last: int, keep_every: int | None, keep_best: int | None,
-    read_only: bool,
+    read_only: bool, pause: Callable[[], object] | None,
 ) -> CheckpointManager:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
+
+    from jaxlab.train.pieces import ItemHandler
 
     # max_to_keep with a best one would delete the newest: the policies are joined instead.
     kept = [policies.LatestN(keep_last)]
@@ -512,7 +521,7 @@ def _open_manager(
                 read_only=read_only,
             ),
             item_handlers={
-                **{name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS},
+                **{name: ItemHandler(pause) for name in ARRAY_ITEMS},
                 **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
             },
         )

@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxlab import train
 from jaxlab.core import UsageError, View
 from jaxlab.results import Record
+from jaxlab.train import background
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -124,6 +127,46 @@ def test_a_small_state_is_written_as_few_arrays(saved, states):
     written = json.loads((folder / "train" / "_METADATA").read_text())["tree_metadata"]
     # A joined one of each dtype, and the key.
     assert len(written) < 5 < len(jax.tree.leaves(states[1][3].opt_state))
+
+
+def written(folder):
+    """The items of a save in progress that have data."""
+    found = {path.relative_to(folder).parts[1] for path in folder.glob("*tmp*/*/**/d/*")}
+    return {name.split(".")[0] for name in found}
+
+
+def test_a_save_beside_steps_is_written_an_item_at_a_time(states, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(background.Background, "pause", lambda _: seen.append(written(tmp_path)))
+    with train.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(states[1][1])
+        checkpoints.wait()
+    items = {"carry", "params", "train"}
+    # One before it begins, one before each item is written, and one before each is completed.
+    assert [len(some) for some in seen] == [0, 0, 1, 2, 3, 3, 3]
+    assert seen[-1] == items
+    assert items < {path.name for path in (tmp_path / "1").iterdir()}
+
+
+def test_a_save_pauses_until_it_is_waited_for(states, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "PAUSE", 60.0)
+    began = time.monotonic()
+    with train.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(states[1][1])
+        time.sleep(0.2)
+        checkpoints.check()
+        assert checkpoints.latest_step() is None
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 1
+    assert time.monotonic() - began < 60
+
+
+def test_orbax_alone_reads_a_checkpoint(saved, states):
+    with ocp.CheckpointManager(saved / "checkpoints") as manager:
+        found = manager.restore(3)
+    kernel = states[1][3].params["up/kernel"]
+    joined = found["params"][f"joined:{kernel.dtype}"]
+    assert set(np.asarray(kernel).ravel()) <= set(np.asarray(joined))
 
 
 def test_a_checkpoint_in_the_form_of_before_is_refused(states, copy):
