@@ -81,6 +81,8 @@ class MetricWriter:
         self._purge_step: int | None = None
         self._file = open(self._path, "ab", buffering=0)
         self._cut_torn_line()
+        if tensorboard:
+            import tensorboardX  # noqa: F401  a tenth of a second, which the first row need not take
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row.

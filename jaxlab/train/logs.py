@@ -58,6 +58,9 @@ class LogMetrics(Hook):
             lambda: {name: (jnp.zeros(()), jnp.zeros(())) for name in names},
             out_shardings=shardings,
         )
+        # Compiled now, not beside a step.
+        self._zeros()
+        self._take(run)
 
     def after_step(self, run: Run) -> None:
         """Writes the row that is due since the last step, or takes the sums of this one."""
@@ -94,7 +97,7 @@ class LogMetrics(Hook):
         self._writer.write(pending.step, row)
 
     def _take(self, run: Run) -> _Pending:
-        rate = None if self._rate is None else self._rate(run.step - 1)
+        rate = None if self._rate is None else self._rate(max(run.step - 1, 0))
         return _Pending(run.step, run.state.metrics, rate)
 
     def _times(self, run: Run, step: int) -> dict[str, float]:
