@@ -5,12 +5,14 @@
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
 TensorBoard, progress, asynchronous checkpoints. `outside_step_share` is the host's time in data,
 hooks and logging, with waiting for the device taken out, over all of the loop's time. The first
-save and the start of TensorBoard are in it once: few steps make it larger.
+save is in it once: few steps make it larger.
 
 `save_delay` is by how much the steps after a save are longer, from the end of one step to the end
 of the next, as parts of the median step: `first` is the step that the save itself comes before,
 `second` and `third` run while files are written. Each list has one number a save. `usual` are the
-10th and 90th percentile of the steps that have no save near: what the machine does by itself.
+10th and 90th percentile of the steps from the fourth on: what the machine does by itself. A save
+pauses half a second between its pieces, so some of these have a piece beside them; with 20 steps or
+more between saves that changes their median by nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--saves", type=int, default=4)
     arguments = parser.parse_args()
-    steps, every = arguments.steps, max(arguments.steps // (arguments.saves + 1), 4)
+    steps, every = arguments.steps, max(arguments.steps // (arguments.saves + 1), 5)
     train.reuse_memory()
     config = tiny()
     settings = dataclasses.replace(

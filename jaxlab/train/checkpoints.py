@@ -131,7 +131,8 @@ class Checkpoints:
         """Saves the state under its step; the files are written while the next steps run.
 
         On the CPU all of it is done beside the steps, from a copy of the state, on a thread that
-        lets them go first. On other devices, where a copy may have no room, it returns when the
+        lets them go first, and an item at a time with pauses, so that no step bears it all: it
+        takes about four seconds, unless it is waited for. On other devices, where a copy may have no room, it returns when the
         arrays have arrived in the host's memory. With several hosts all of them call it, and each
         writes its part of the arrays.
 

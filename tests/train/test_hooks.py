@@ -113,6 +113,19 @@ def test_logging_compiles_no_second_step(made, single):
     assert made[1].num_compilations == 1
 
 
+def test_the_first_row_compiles_nothing(made, toy, caplog):
+    rate = train.schedule(train.OptimizerConfig(schedule="linear", learning_rate=1.0), 4)
+    seen = []
+
+    class Look(train.Hook):
+        def after_step(self, run):
+            seen.append(sum("Finished XLA compilation" in r.getMessage() for r in caplog.records))
+
+    with jax.log_compiles():
+        fit(made, toy, [Look(), train.LogMetrics(toy.Rows(), 2, rate), Look()], steps=4)
+    assert seen[0] > 0 and len(set(seen)) == 1
+
+
 def test_a_loss_that_is_no_number_stops_the_run(made, toy):
     class Broken(toy.Numbers):
         def __next__(self):
