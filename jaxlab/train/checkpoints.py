@@ -132,9 +132,9 @@ class Checkpoints:
 
         On the CPU all of it is done beside the steps, from a copy of the state, on a thread that
         lets them go first, and an item at a time with pauses, so that no step bears it all: it
-        takes about four seconds, unless it is waited for. On other devices, where a copy may have no room, it returns when the
-        arrays have arrived in the host's memory. With several hosts all of them call it, and each
-        writes its part of the arrays.
+        takes about four seconds, unless it is waited for. On other devices, where a copy may have
+        no room, it returns when the arrays have arrived in the host's memory. With several hosts
+        all of them call it, and each writes its part of the arrays.
 
         Args:
           state: may be donated as soon as this returns.
