@@ -10,7 +10,8 @@ For each preset (forward and backward, float32, state carried, no optimiser):
 * `recurrent_over_slide`: time of a step over that of the windowed model with one layer more;
 * `double_segment`: time of a step on segments twice as long, same window;
 * `first_step_cpu_s`: CPU seconds of tracing, compilation and the first step, and `peak_rss_mb`,
-  the most memory of the process by the end of the second;
+  the most memory of the process by the end of the second (what the compiler took is given back
+  before the first: `train.return_memory`);
 * `compilations_after_first_step`: counted by jax itself.
 
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
@@ -22,6 +23,7 @@ Times are process CPU seconds, the least of `--steps` a round, variants taking t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -176,6 +178,7 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
 
     from jaxlab.core import View
     from jaxlab.objectives import next_token
+    from jaxlab.train import return_memory
 
     view = View.of(model)
     tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
@@ -186,7 +189,7 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
         "start": jnp.zeros((b, t), bool),
     }
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=1)
     def step(params, carry, batch):
         def objective(params):
             loss = next_token(view.bind(params), batch, carry)
@@ -198,7 +201,10 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
     held = {"carry": model.init_carry(b)}
 
     def run() -> None:
-        value, held["carry"], grads = step(view.params, held["carry"], batch)
+        if "step" not in held:
+            held["step"] = step.lower(view.params, held["carry"], batch).compile()
+            return_memory()
+        value, held["carry"], grads = held["step"](view.params, held["carry"], batch)
         jax.block_until_ready((value, held["carry"], grads))
 
     return run
