@@ -51,3 +51,53 @@ def test_the_heap_asks_for_huge_pages():
     _, advised = kept_and_advised("reuse")
     _, plain = kept_and_advised("plain")
     assert advised > plain
+
+
+PLACES = """
+import numpy as np
+from jaxlab.train import host
+
+assert host.reuse_memory()
+
+def place():  # of a block larger than the nursery, which nothing touches
+    return np.empty(host.NURSERY + 2**27, np.uint8).ctypes.data
+
+first = place()
+kept = np.empty(2**23, np.uint8)  # it lives on, as the results of a step do
+print(place() - first)
+"""
+
+
+def test_the_largest_block_keeps_its_place_beside_what_lives_on():
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES], env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=True,
+    )
+    assert int(done.stdout) == 0
+
+
+RETURNED = """
+import resource
+import numpy as np
+from jaxlab.train import return_memory, reuse_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+assert reuse_memory()
+blocks = [np.ones(2**17) for _ in range(64)]  # 64 MiB in all, with one that stays behind them
+last = np.ones(2**17)
+del blocks
+before = resident()
+return_memory()
+print(before - resident())
+"""
+
+
+def test_memory_is_given_back_when_asked():
+    done = subprocess.run(
+        [sys.executable, "-c", RETURNED],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "NUMPY_MADVISE_HUGEPAGE": "0"},
+        capture_output=True, text=True, check=True,
+    )
+    assert int(done.stdout) > 0.9 * 2**26
