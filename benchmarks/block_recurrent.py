@@ -14,6 +14,7 @@ For each preset (forward and backward, float32, state carried, no optimiser):
   before the first: `train.return_memory`);
 * `compilations_after_first_step`: counted by jax itself.
 
+`--kernel=compiled` takes the compiled attention of `nn.Attention`.
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
 and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
 and we take turns, `--rounds` times.
@@ -29,6 +30,7 @@ import os
 import resource
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -41,7 +43,7 @@ PRESETS = {
 def main() -> None:
     """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="by default each of them")
     parser.add_argument("--kernel", choices=["plain", "compiled"], default="plain")
     parser.add_argument("--steps", type=positive, default=4, help="of each variant in a round")
     parser.add_argument("--rounds", type=positive, default=3)
@@ -50,9 +52,13 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, inherited by the peer
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    for name in args.preset or sorted(PRESETS):
-        row = measure(name, args.steps, args.rounds, args.peer, args.kernel)
+    if args.preset:
+        row = measure(args.preset, args.steps, args.rounds, args.peer, args.kernel)
         print(json.dumps(row), flush=True)
+        return
+    for name in sorted(PRESETS):  # each in its own process, which tells the most memory it had
+        command = [sys.executable, "-m", "benchmarks.block_recurrent", f"--preset={name}"]
+        subprocess.run(command + sys.argv[1:], check=True)
 
 
 def positive(text: str) -> int:
