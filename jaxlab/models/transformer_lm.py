@@ -462,9 +462,7 @@ def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentC
     return BlockRecurrentCell(
         config.width, config.num_states, config.num_heads, head_dim,
         update=UPDATES[config.update](*sizes, gate=gate, dtype=dtype, rngs=rngs),
-        head_scale=config.head_scale,
-        kernel="compiled" if config.attention_kernel == "compiled" else "plain",
-        dtype=dtype, rngs=rngs,
+        head_scale=config.head_scale, kernel=config.attention_kernel, dtype=dtype, rngs=rngs,
     )
 
 

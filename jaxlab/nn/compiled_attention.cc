@@ -36,6 +36,7 @@ constexpr int kChunk = 256;         // keys that a tile meets at a time
 constexpr int64_t kDeep = 64;       // keys of a product at a time, whose rows fit the nearest cache
 constexpr int kRow = kChunk + 16;   // floats between rows of logits: not a power of two apart
 constexpr int kPad = 256;           // around the biases, for keys beside the window
+static_assert(kPad >= kTile + kPanel);
 constexpr float kFloor = -1000.0f;  // as tiles.FLOOR
 constexpr float kMasked = -1e9f;    // as tiles.MASKED
 
@@ -494,41 +495,36 @@ ffi::Error run_backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints
   return ffi::Error::Success();
 }
 
+// What both take: queries, keys, values, ranges, biases, mask.
+auto inputs() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Arg<Ints>()
+      .Arg<Ints>()
+      .Arg<Floats>()
+      .Arg<Floats>();
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    attention_forward, run_forward,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Ints>()
-        .Arg<Ints>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Ret<Floats>()
-        .Ret<Floats>()
-        .Attr<int64_t>("offset")
-        .Attr<int64_t>("flops"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_forward, run_forward,
+                              inputs()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("offset")
+                                  .Attr<int64_t>("flops"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    attention_backward, run_backward,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Ints>()
-        .Arg<Ints>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Arg<Floats>()
-        .Ret<Floats>()
-        .Ret<Floats>()
-        .Ret<Floats>()
-        .Ret<Floats>()
-        .Attr<int64_t>("offset")
-        .Attr<int64_t>("flops"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_backward, run_backward,
+                              inputs()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("offset")
+                                  .Attr<int64_t>("flops"));

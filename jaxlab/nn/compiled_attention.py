@@ -1,7 +1,7 @@
 """Softmax attention over ranges of keys as compiled code for CPUs, called through `jax.ffi`.
 
 Queries meet their keys tile by tile, forward and backward: no logits, weights or masks are ever
-arrays, no key is copied for a window, and rows and heads run on all cores that are free. The
+arrays, keys are not copied window by window, and rows and heads run on all cores that are free. The
 operations of `tiles` compute the same, and are its reference.
 
 It is C++ (`compiled_attention.cc`), built once for this processor by the system's compiler when it
@@ -74,9 +74,17 @@ def attend_ranges(
 
     Raises:
       UsageError: another platform or dtype, or no compiler; see `require_compiled`.
+      TypeError: arrays whose shapes or dtypes do not fit each other.
     """
     require_compiled(q_nthk.dtype)
-    n, t, h, _ = q_nthk.shape
+    n, t, h, k = q_nthk.shape
+    _, s, g, _ = k_nsgk.shape
+    given = [(k_nsgk, (n, s, g, k)), (v_nsgk, (n, s, g, k))]
+    given += [] if bias_hm is None else [(bias_hm, (h, bias_hm.shape[-1]))]
+    given += [] if mask_ns is None else [(mask_ns, (n, s))]
+    if h % g or any(x.shape != shape or x.dtype != jnp.float32 for x, shape in given):
+        found = ", ".join(f"{x.dtype}{list(x.shape)}" for x, _ in given)
+        raise TypeError(f"queries float32{[n, t, h, k]} do not fit the other arrays: {found}")
     if k_nsgk.shape[2] < h and not on_one_cpu_device():  # a device may hold heads without theirs
         k_nsgk, v_nsgk = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (k_nsgk, v_nsgk))
     bias_hm = jnp.zeros((h, 0), jnp.float32) if bias_hm is None else bias_hm
@@ -87,7 +95,7 @@ def attend_ranges(
         ("heads", None), of_token,
     )
     ranges = (jnp.broadcast_to(x, (n, t)).astype(jnp.int32) for x in (first_nt, last_nt))
-    return run(q_nthk, k_nsgk, v_nsgk, *ranges, bias_hm.astype(jnp.float32), mask_ns)
+    return run(q_nthk, k_nsgk, v_nsgk, *ranges, bias_hm, mask_ns)
 
 
 def require_compiled(dtype: jax.typing.DTypeLike) -> None:
@@ -119,7 +127,14 @@ def find_compiler() -> str | None:
 @functools.cache
 def _register() -> None:
     """Builds the library if need be, and tells XLA of it; once a process."""
-    library = ctypes.CDLL(str(build()))
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UsageError(
+            f"attention kernel 'compiled' cannot be loaded: {error}; remove {path}, or set "
+            "XDG_CACHE_HOME to a folder from which programs may run, or take kernel 'plain'"
+        ) from error
     for name, target in TARGETS.items():
         handler = jax.ffi.pycapsule(getattr(library, f"attention_{name}"))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
@@ -151,8 +166,8 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
         compiler, "-O3", native, "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-DNDEBUG",
         "-shared", "-fPIC", f"-I{jax.ffi.include_dir()}", str(SOURCE),
     ]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    of = (SOURCE.read_text(), command, version.stdout, jax.lib.__version__, _processor())
+    version = _run([compiler, "--version"]).stdout
+    of = (SOURCE.read_text(), command, version, jax.lib.__version__, _processor())
     path = folder / f"attention-{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
@@ -160,9 +175,7 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = pathlib.Path(scratch) / path.name
-            done = subprocess.run(
-                [*command, "-o", str(made)], capture_output=True, text=True, check=False
-            )
+            done = _run([*command, "-o", str(made)])
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]
                 first = (errors or done.stderr.splitlines() or ["it says nothing"])[0]
@@ -178,6 +191,16 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
             "XDG_CACHE_HOME to a folder that can be written, or take kernel 'plain'"
         ) from error
     return path
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError(
+            f"attention kernel 'compiled' needs a C++ compiler, and {command[0]} does not run: "
+            f"{error.strerror}; name another in CXX, or take kernel 'plain'"
+        ) from error
 
 
 def _processor() -> str:

@@ -111,8 +111,9 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
             return x_hbjrk.reshape(h, b * j, *x_hbjrk.shape[3:])
 
         q_hntk = q_hbjtk.reshape(h, b * j, w, -1)
-        kernel = "compiled" if self.attention.kernel == "compiled" else "plain"
-        out_hntk = attend_heads(q_hntk, flat(state_keys), flat(state_values), kernel=kernel)
+        out_hntk = attend_heads(
+            q_hntk, flat(state_keys), flat(state_values), kernel=self.attention.kernel
+        )
         out_bthk = out_hntk.reshape(q_hbjtk.shape).transpose(1, 2, 3, 0, 4).reshape(q_bthk.shape)
         doc_bjt = segment.doc_bt.reshape(b, j, w)
         same_bt = (doc_bjt == doc_bjt[:, :, :1]).reshape(b, j * w)
@@ -230,16 +231,16 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
             with_before(carry["keys"], blocks(k)), with_before(carry["values"], blocks(v)),
             with_before(segment.remembered(w), doc_jbw),
         )
-        return jax.lax.scan(
-            jax.checkpoint(block, policy=keep_products), carry["state"].astype(initial.dtype), xs
-        )
+        if self.cell.kernel == "compiled":  # plain tiles choose for themselves what they keep
+            block = jax.checkpoint(block, policy=keep_products)
+        return jax.lax.scan(block, carry["state"].astype(initial.dtype), xs)
 
 
 def keep_products(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
     """A policy of `jax.checkpoint`: products and kernels are kept, all else is computed again.
 
     What is cheap to compute would cost more memory, and time to write and read it, if it were kept
-    for every block.
+    for every block. It keeps the logits of plain attention too: use it where there are none.
     """
     return primitive.name in ("dot_general", "matmul", "ffi_call")
 

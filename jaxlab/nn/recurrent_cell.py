@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.nn.attention import head_scales, scale_queries
+from jaxlab.core import UsageError
+from jaxlab.nn.attention import KERNELS, head_scales, scale_queries
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
 from jaxlab.nn.state_update import SkipUpdate
@@ -31,8 +32,10 @@ class BlockRecurrentCell(nnx.Module):
       update: maps (state [b, r, d], heads [b, r, 2h, k]) to the next state; by default the skip
         configuration with the fixed gate.
       head_scale: start of the learned scales of the logits.
-      kernel: what the heads read with, 'plain' operations or 'compiled' code; see
-        `tiles.attend_heads`.
+      kernel: what the heads read with, see `tiles.attend_heads`.
+
+    Raises:
+      UsageError: an unknown kernel.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class BlockRecurrentCell(nnx.Module):
         *,
         update: nnx.Module | None = None,
         head_scale: float = 1.0,
-        kernel: Literal["plain", "compiled"] = "plain",
+        kernel: Literal["plain", "pallas", "compiled"] = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if kernel not in KERNELS:
+            raise UsageError(f"kernel={kernel!r}; it takes {', '.join(KERNELS)}")
         normal = jax.random.normal
         shape, axes = (num_states, width), (None, "embed")
         # N(0, 0.1) and N(0, 1) as in the paper's code: states must differ, or they stay equal

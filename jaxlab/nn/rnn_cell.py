@@ -25,7 +25,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
       width: d. window: w. num_heads: h, which divides the width. num_states: r.
       update: of the state, see `BlockRecurrentCell`; it reads 2h heads of width d / h.
       head_scale: start of the learned scales of the logits; 8 suits Adam, 1 Adafactor.
-      kernel: what attention reads with, 'plain' operations or 'compiled' code; see `Attention`.
+      kernel: what attention reads with, see `Attention`.
 
     Raises:
       UsageError: a width that does not divide by the heads.
@@ -39,7 +39,8 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
     def __init__(
         self, width: int, window: int, num_heads: int, num_states: int, *,
         update: nnx.Module | None = None, head_scale: float = 8.0,
-        kernel: Literal["plain", "compiled"] = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        kernel: Literal["plain", "pallas", "compiled"] = "plain", dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         head_dim = split_width(width, num_heads)
         attention = Attention(

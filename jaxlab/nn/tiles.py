@@ -127,7 +127,7 @@ def attend_all(
 
 def attend_heads(
     q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None,
-    *, kernel: Literal["plain", "compiled"] = "plain",
+    *, kernel: Literal["plain", "pallas", "compiled"] = "plain",
 ) -> jax.Array:
     """Attention of all queries over all keys, tile by tile, for h heads times n problems.
 
@@ -136,8 +136,8 @@ def attend_heads(
       k_hnsk: keys [h, n, s, k].
       v_hnsk: values [h, n, s, k].
       bias_ns: added to the logits of a key, [n, s]; `MASKED` hides it.
-      kernel: 'plain' operations, or 'compiled' code, which has no derivative by `bias_ns`; see
-        `compiled_attention`.
+      kernel: 'compiled' code, which has no derivative by `bias_ns`, see `compiled_attention`; or
+        'plain' operations, which are taken for 'pallas' too, as that reads windows alone.
 
     Returns:
       [h, n, t, k].

@@ -7,7 +7,8 @@ import os
 import sys
 
 HUGE_PAGE = 2**21
-NURSERY = 2**29  # bytes of the heap that what is smaller than a step's temporaries may fill first
+NURSERY = 2**29
+"""Bytes of the heap that what is smaller than a step's temporaries may fill first."""
 
 
 def reuse_memory() -> bool:
@@ -16,8 +17,9 @@ def reuse_memory() -> bool:
     XLA's CPU client allocates the temporaries of a step anew at every step. By default glibc gives
     such large pieces back to the system at once, and each of their pages is faulted in again: a
     tenth to a quarter of the time of a small training step. Pages of 2 MiB, where the system
-    gives them to who asks, take less looking up of addresses. Elsewhere than on glibc it does
-    nothing. Call it before the first computation; the command line of the experiments does.
+    gives them to who asks, take less looking up of addresses. `NURSERY` bytes of addresses are set
+    aside for smaller things, so that the temporaries keep their place. Elsewhere than on glibc it
+    does nothing. Call it before the first computation; the command line of the experiments does.
     """
     if not sys.platform.startswith("linux"):
         return False

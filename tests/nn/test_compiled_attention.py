@@ -13,9 +13,9 @@ from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
-from jaxlab.nn import Attention, Rotary, Segment, T5Bias, compiled_attention
+from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled_attention
 from jaxlab.nn.compiled_attention import attend_ranges, build, find_compiler
-from jaxlab.nn.tiles import MASKED
+from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.objectives import next_token
 from jaxlab.train.program import read_program
 
@@ -103,7 +103,7 @@ def test_large_logits_do_not_overflow():
 
 
 @needs_compiler
-def test_a_batch_of_problems_under_vmap_and_bits_that_do_not_depend_on_threads():
+def test_a_batch_under_vmap_is_the_batch_to_the_bit():
     (q, k, v, _), ranges, *_ = problem(6, 64, 128, 4, 4, 32)
     whole = jax.jit(attend_ranges)(q, k, v, *ranges)
     one = jax.vmap(lambda *x: attend_ranges(*(a[None] for a in x))[0])(q, k, v, *ranges)
@@ -227,6 +227,34 @@ def test_it_says_its_flops_to_plans():
     assert read_program(program).kernel_flops == (2 + 5) * 2 * (2 * 4 * 24 * 17) * 8
 
 
+def test_logits_near_the_floor_are_those_of_the_plain_operations():
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 8, 4)), jnp.float32) for _ in range(3))
+    q, k = q.at[..., 0].set(-20.0), k.at[..., 0].set(50.0 + 0.05 * k[..., 0])  # about -1,000
+    bias = jnp.zeros((3, 8)).at[:, 5].set(MASKED)
+    got, want = (attend_heads(q, k, v, bias, kernel=kernel) for kernel in ("compiled", "plain"))
+    shrunk = np.abs(np.asarray(want)).max()
+    assert 0 < shrunk and not np.allclose(want, attend_heads(q.at[..., 0].set(0.0), k, v, bias))
+    np.testing.assert_allclose(got, want, atol=1e-3 * shrunk)
+
+
+def test_the_scan_over_states_keeps_no_logits_of_plain_attention():
+    """They would be the largest arrays of a step; compiled attention has none."""
+    config = dataclasses.replace(CONFIG, attention_kernel="plain", num_states=24, width=40)
+    model = TransformerLM(config, rngs=nnx.Rngs(0))
+    view = View.of(model)
+    tokens = jnp.zeros((2, 48), jnp.int32)
+
+    def total(params):
+        return view.apply(params, tokens)[0].sum()
+
+    _, pull = jax.vjp(total, view.params)
+    kept = {x.shape for x in jax.tree.leaves(pull) if hasattr(x, "shape")}
+    assert kept and not any({24, 32} <= set(shape[-2:]) for shape in kept)
+
+
 @needs_compiler
 def test_forward_mode_is_refused():
     (q, k, v, _), ranges, *_ = problem(1, 8, 8, 1, 1, 4)
@@ -241,6 +269,13 @@ def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch, tmp_path):
         Attention(8, 4, kernel="compiled", rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match=r"attention_dropout=0.1 with kernel='compiled'"):
         Attention(8, 4, window=4, kernel="compiled", attention_dropout=0.1, rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match=r"kernel='compild'; it takes plain, pallas, compiled"):
+        BlockRecurrentCell(8, 2, 2, 4, kernel="compild", rngs=nnx.Rngs(0))
+    monkeypatch.setattr(compiled_attention, "_register", lambda: None)
+    with pytest.raises(TypeError, match=r"\[1, 4, 3, 4\] do not fit .*: float32\[1, 4, 2, 4\], "):
+        attend_ranges(
+            jnp.ones((1, 4, 3, 4)), *[jnp.ones((1, 4, 2, 4))] * 2, *[jnp.zeros((1, 4), int)] * 2
+        )
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and no-such-compiler is not on"):
         build(tmp_path)
@@ -253,6 +288,9 @@ def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"cannot be kept in .*: Not a directory; set XDG_CACHE"):
         build(failing / "inside")
     assert {path.name for path in tmp_path.iterdir()} == {"c++"}
+    failing.write_bytes(b"\x7fELF")
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and .* does not run: "):
+        build(tmp_path)
 
 
 @needs_compiler
