@@ -230,7 +230,7 @@ def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
         window=preset["window"],
         num_states=preset["num_states"],
         recurrent_layers=recurrent,
-        attention_kernel=preset.get("kernel", "plain"),
+        kernel=preset.get("kernel", "plain"),
         dtype="float32",
     )
     return TransformerLM(config, rngs=nnx.Rngs(0))

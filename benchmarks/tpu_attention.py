@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
 
     config, pod = VARIANTS[args.row](), tpu_pod(args.topology)
     model = dataclasses.replace(
-        config.model, attention_kernel=kernel, window=args.window or config.model.window,
+        config.model, kernel=kernel, window=args.window or config.model.window,
         attention_dropout=0.0,  # the fused kernel has none
     )
     config = dataclasses.replace(config, model=model)

@@ -14,6 +14,7 @@ import zipfile
 import pytest
 
 import jaxlab
+from jaxlab.nn import compiled
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = {
@@ -120,7 +121,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_wheel_holds_the_typed_package_and_nothing_else(wheel: zipfile.ZipFile):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxlab").rglob("*.py")}
-    assert files == sources | {"jaxlab/py.typed", "jaxlab/nn/compiled_attention.cc"}
+    code = {f"jaxlab/nn/{source.name}" for source in compiled.SOURCES}
+    assert files == sources | code | {"jaxlab/py.typed"} and len(code) == 3
 
 
 def test_wheel_states_version_python_licence_and_no_tensorflow(wheel: zipfile.ZipFile):

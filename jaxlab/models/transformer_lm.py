@@ -41,7 +41,8 @@ from jaxlab.nn import (
     T5Bias,
     dropout,
 )
-from jaxlab.nn.attention import KERNELS, require_dropout, split_width
+from jaxlab.nn.attention import require_dropout, split_width
+from jaxlab.nn.products import KERNELS, matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,9 @@ class TransformerLMConfig:
         compile once, for a copy of the parameters a step. Parameters and their paths are the
         same with and without; outputs inside a scan are not seen by `View.taps`.
       remat: compute each block again in the backward pass instead of keeping its insides.
-      attention_kernel: what reads windows: 'plain' operations, or a fused kernel: 'pallas', for
-        TPUs alone, or 'compiled', for CPUs, which reads states too; see `nn.Attention`.
+      kernel: what layers compute with: 'plain' operations; 'pallas', which reads windows by a fused
+        kernel, for TPUs alone; 'compiled', for CPUs: C++ reads windows and states, and computes
+        products with parameters; see `nn.Attention` and `nn.compiled`.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
     """
@@ -105,7 +107,7 @@ class TransformerLMConfig:
     attention_dropout: float = 0.0
     scan_layers: bool = False
     remat: bool = False
-    attention_kernel: Literal["plain", "pallas", "compiled"] = "plain"
+    kernel: Literal["plain", "pallas", "compiled"] = "plain"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
@@ -134,15 +136,11 @@ class TransformerLMConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
-        if self.attention_kernel not in KERNELS:
-            raise UsageError(
-                f"attention_kernel={self.attention_kernel!r}; it takes {', '.join(KERNELS)}"
-            )
-        if self.attention_kernel != "plain" and self.window is None:
-            raise UsageError(
-                f"attention_kernel={self.attention_kernel!r} needs a window: set window"
-            )
-        require_dropout(self.attention_dropout, self.attention_kernel, "attention_kernel")
+        if self.kernel not in KERNELS:
+            raise UsageError(f"kernel={self.kernel!r}; it takes {', '.join(KERNELS)}")
+        if self.kernel != "plain" and self.window is None:
+            raise UsageError(f"kernel={self.kernel!r} needs a window: set window")
+        require_dropout(self.attention_dropout, self.kernel)
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
@@ -354,7 +352,14 @@ class TransformerLM(Decoding, nnx.Module):
     def logits(self, x_btd: jax.Array) -> jax.Array:
         """float32 [b, t, v] from normalised outputs: tied embedding over sqrt(d)."""
         table_vd = self.embedding.embedding[...].astype(self.dtype)
-        logits = jnp.einsum("...d,vd->...v", x_btd, table_vd, preferred_element_type=jnp.float32)
+        if self.config.kernel == "compiled":
+            x_nd = x_btd.reshape(-1, x_btd.shape[-1])
+            logits = matmul(x_nd, table_vd, transpose_y=True, kernel=self.config.kernel)
+            logits = logits.reshape(*x_btd.shape[:-1], -1)
+        else:
+            logits = jnp.einsum(
+                "...d,vd->...v", x_btd, table_vd, preferred_element_type=jnp.float32
+            )
         return logits * self.config.width**-0.5
 
 
@@ -424,7 +429,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         head_scale=config.head_scale,
         position=position,
         extra_heads=0 if slot == "attention" else config.num_heads,
-        kernel=config.attention_kernel,
+        kernel=config.kernel,
         attention_dropout=config.attention_dropout,
         dtype=dtype,
         rngs=rngs,
@@ -443,6 +448,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         config.mlp_dim or 4 * config.width,
         activation=config.activation,
         gated=config.gated,
+        kernel=config.kernel,
         dtype=dtype,
         rngs=rngs,
     )
@@ -461,8 +467,10 @@ def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentC
     gate = functools.partial(GATES[config.gate], bias=config.gate_bias)
     return BlockRecurrentCell(
         config.width, config.num_states, config.num_heads, head_dim,
-        update=UPDATES[config.update](*sizes, gate=gate, dtype=dtype, rngs=rngs),
-        head_scale=config.head_scale, kernel=config.attention_kernel, dtype=dtype, rngs=rngs,
+        update=UPDATES[config.update](
+            *sizes, gate=gate, kernel=config.kernel, dtype=dtype, rngs=rngs
+        ),
+        head_scale=config.head_scale, kernel=config.kernel, dtype=dtype, rngs=rngs,
     )
 
 

@@ -16,13 +16,13 @@ from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
 from jaxlab.nn.position import Rotary, T5Bias
+from jaxlab.nn.products import KERNELS
 from jaxlab.nn.segment import Segment
 from jaxlab.nn.tiles import MASKED, Kept, Readable, attend_all, attend_blocks, tile_size
 from jaxlab.nn.windowed_kernel import attend_windows, distances, require_kernel
 
 Carry = dict[str, jax.Array]
 
-KERNELS = ("plain", "pallas", "compiled")
 """What can read a window."""
 
 
@@ -51,7 +51,7 @@ class Attention(RingDecoding, nnx.Module):
       use_bias: of every projection.
       kernel: what reads a window: 'plain' operations, or a fused kernel, which has no forward mode
         of differentiation and no dropout: 'pallas' for TPUs (see `windowed_kernel`), 'compiled' for
-        CPUs with a C++ compiler (see `compiled_attention`).
+        CPUs with a C++ compiler (see `compiled_attention`), which computes the projections too.
       attention_dropout: rate in [0, 1) at which weights are dropped, where a key is given.
 
     Raises:
@@ -95,7 +95,7 @@ class Attention(RingDecoding, nnx.Module):
         require_dropout(attention_dropout, kernel)
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
         axes = ("embed", "heads", None)
-        how = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        how = {"use_bias": use_bias, "kernel": kernel, "dtype": dtype, "rngs": rngs}
         self.query = projection(width, heads, axes, **how)
         self.key = projection(width, kv, axes, **how)
         self.value = projection(width, kv, axes, **how)
@@ -363,7 +363,7 @@ def scale_queries(q_bthk: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return l2_normalise(q_bthk, jnp.abs(scale[...])[:, None])
 
 
-def require_dropout(rate: float, kernel: str, name: str = "kernel") -> None:
+def require_dropout(rate: float, kernel: str) -> None:
     """Refuses an `attention_dropout` that cannot be.
 
     Raises:
@@ -373,8 +373,8 @@ def require_dropout(rate: float, kernel: str, name: str = "kernel") -> None:
         raise UsageError(f"attention_dropout={rate} must lie in [0, 1)")
     if rate and kernel != "plain":
         raise UsageError(
-            f"attention_dropout={rate} with {name}={kernel!r}, which drops no weights; set "
-            f"attention_dropout=0.0 or {name}='plain'"
+            f"attention_dropout={rate} with kernel={kernel!r}, which drops no weights; set "
+            "attention_dropout=0.0 or kernel='plain'"
         )
 
 

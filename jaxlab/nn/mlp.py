@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class MLP(nnx.Module):
       activation: a name of `ACTIVATIONS`.
       gated: GLU variant (arXiv 2002.05202); 'gelu' gives GEGLU, 'silu' SwiGLU.
       use_bias: of every projection.
+      kernel: what computes them, see `products.matmul`.
       dtype: of the computation; parameters are float32.
     """
 
@@ -47,19 +48,18 @@ class MLP(nnx.Module):
         activation: str = "relu",
         gated: bool = False,
         use_bias: bool = False,
+        kernel: Literal["plain", "pallas", "compiled"] = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        how = {"use_bias": use_bias, "kernel": kernel, "dtype": dtype, "rngs": rngs}
+
         def into() -> nnx.LinearGeneral:
-            return projection(
-                width, mlp_dim, ("embed", "mlp"), use_bias=use_bias, dtype=dtype, rngs=rngs
-            )
+            return projection(width, mlp_dim, ("embed", "mlp"), **how)
 
         self.up = into()
         self.gate = into() if gated else None
-        self.down = projection(
-            mlp_dim, width, ("mlp", "embed"), use_bias=use_bias, dtype=dtype, rngs=rngs
-        )
+        self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
+from jaxlab.nn.compiled import TARGETS, require_compiled
+
+KERNELS = ("plain", "pallas", "compiled")
+"""What layers compute with: operations of JAX, fused attention for TPUs, C++ for CPUs."""
 
 
 def matmul(
-    x: jax.Array, y: jax.Array, *, transpose_x: bool = False, transpose_y: bool = False
+    x: jax.Array, y: jax.Array, *, transpose_x: bool = False, transpose_y: bool = False,
+    kernel: Literal["plain", "pallas", "compiled"] = "plain",
 ) -> jax.Array:
     """`op(x) @ op(y)` of matrices, `op` transposing where asked.
 
@@ -23,21 +30,30 @@ def matmul(
     measures it). The primitive can be differentiated any number of times in both modes, and
     batched. Elsewhere it is `dot_general`.
 
+    With kernel 'compiled' that primitive runs the C++ of `compiled_products.cc`; under `jax.vmap`,
+    and in a program of many devices, which the compiler cuts in pieces, it is `dot_general` too.
+
     Args:
       x: [m, k], or [k, m] with `transpose_x`.
       y: [k, n], or [n, k] with `transpose_y`.
+      kernel: see above; 'pallas', which is for attention, is taken for 'plain'.
 
     Returns:
       [m, n] in float32, or in the dtype of the factors if that is wider.
 
     Raises:
       TypeError: inner sizes that differ.
+      UsageError: kernel 'compiled' where it cannot run; see `compiled`.
     """
     if x.shape[1 - transpose_x] != y.shape[transpose_y]:
         raise TypeError(
             f"matmul of {x.shape} and {y.shape} with transpose_x={transpose_x}, "
             f"transpose_y={transpose_y}: the inner sizes differ"
         )
+    if kernel == "compiled":
+        require_compiled(jnp.promote_types(x.dtype, y.dtype))
+        if on_one_cpu_device():
+            return _compiled_matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     if has_fast_derivative(x, y):
         return _matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     return _product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
@@ -67,16 +83,29 @@ def _product_on_cpu(
     return with_layout_constraint(copy(product(copy(y.T), x)).T, Layout((0, 1)))
 
 
-def _by_x(ct: jax.Array, x: Any, y: jax.Array, *, transpose_x: bool, transpose_y: bool):
+def _compiled_product(
+    x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool
+) -> jax.Array:
+    shape = _shape(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    call = jax.ffi.ffi_call(TARGETS["matrix_product"], jax.ShapeDtypeStruct(shape, jnp.float32))
+    flops = np.int64(2 * x.size * shape[1])
+    return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y, flops=flops)
+
+
+def _by_x(
+    ct: jax.Array, x: Any, y: jax.Array, *, transpose_x: bool, transpose_y: bool, kernel: str
+) -> jax.Array:
     if transpose_x:
-        return matmul(y, ct, transpose_x=transpose_y, transpose_y=True)
-    return matmul(ct, y, transpose_y=not transpose_y)
+        return matmul(y, ct, transpose_x=transpose_y, transpose_y=True, kernel=kernel)
+    return matmul(ct, y, transpose_y=not transpose_y, kernel=kernel)
 
 
-def _by_y(ct: jax.Array, x: jax.Array, y: Any, *, transpose_x: bool, transpose_y: bool):
+def _by_y(
+    ct: jax.Array, x: jax.Array, y: Any, *, transpose_x: bool, transpose_y: bool, kernel: str
+) -> jax.Array:
     if transpose_y:
-        return matmul(ct, x, transpose_x=True, transpose_y=transpose_x)
-    return matmul(x, ct, transpose_x=not transpose_x)
+        return matmul(ct, x, transpose_x=True, transpose_y=transpose_x, kernel=kernel)
+    return matmul(x, ct, transpose_x=not transpose_x, kernel=kernel)
 
 
 def _shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[int, ...]:
@@ -87,6 +116,10 @@ def _batched(xs: Any, axes: Any, **how: bool) -> tuple[jax.Array, int]:
     return jax.vmap(partial(_product, **how), in_axes=tuple(axes))(*xs), 0
 
 
-_matmul = bilinear(
-    "matmul", _product_on_cpu, shape=_shape, by_first=_by_x, by_second=_by_y, batched=_batched
-)
+def _primitive(name: str, compute: Callable[..., jax.Array], kernel: str):
+    by = {"by_first": partial(_by_x, kernel=kernel), "by_second": partial(_by_y, kernel=kernel)}
+    return bilinear(name, compute, shape=_shape, batched=_batched, **by)
+
+
+_matmul = _primitive("matmul", _product_on_cpu, "plain")
+_compiled_matmul = _primitive("compiled_matmul", _compiled_product, "compiled")

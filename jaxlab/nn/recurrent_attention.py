@@ -43,7 +43,8 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
         self.attention = attention
         heads = (attention.num_heads, attention.head_dim)
         self.state_query = projection(
-            width, heads, ("embed", "heads", None), dtype=dtype, rngs=rngs
+            width, heads, ("embed", "heads", None), kernel=attention.kernel, dtype=dtype,
+            rngs=rngs,
         )
         self.state_scale = head_scales(attention.num_heads, head_scale)
 
@@ -242,7 +243,7 @@ def keep_products(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> b
     What is cheap to compute would cost more memory, and time to write and read it, if it were kept
     for every block. It keeps the logits of plain attention too: use it where there are none.
     """
-    return primitive.name in ("dot_general", "matmul", "ffi_call")
+    return primitive.name in ("dot_general", "matmul", "compiled_matmul", "ffi_call")
 
 
 def segment_of(x_btd: jax.Array, segment: Segment | None) -> Segment:

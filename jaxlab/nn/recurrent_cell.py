@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.core import UsageError
-from jaxlab.nn.attention import KERNELS, head_scales, scale_queries
+from jaxlab.nn.attention import head_scales, scale_queries
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
+from jaxlab.nn.products import KERNELS
 from jaxlab.nn.state_update import SkipUpdate
 from jaxlab.nn.tiles import attend_heads
 
@@ -32,7 +33,7 @@ class BlockRecurrentCell(nnx.Module):
       update: maps (state [b, r, d], heads [b, r, 2h, k]) to the next state; by default the skip
         configuration with the fixed gate.
       head_scale: start of the learned scales of the logits.
-      kernel: what the heads read with, see `tiles.attend_heads`.
+      kernel: what the heads read with, see `tiles.attend_heads`, and what computes the products.
 
     Raises:
       UsageError: an unknown kernel.
@@ -60,14 +61,15 @@ class BlockRecurrentCell(nnx.Module):
         self.ids = nnx.Param(normal(rngs.params(), shape), axes=axes)
         self.norm = RMSNorm(width, dtype=dtype, rngs=rngs)
         heads, axes = (num_heads, head_dim), ("embed", "heads", None)
-        self.query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
-        self.token_query = projection(width, heads, axes, dtype=dtype, rngs=rngs)
-        self.key = projection(width, heads, axes, dtype=dtype, rngs=rngs)
-        self.value = projection(width, heads, axes, dtype=dtype, rngs=rngs)
+        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        self.query = projection(width, heads, axes, **how)
+        self.token_query = projection(width, heads, axes, **how)
+        self.key = projection(width, heads, axes, **how)
+        self.value = projection(width, heads, axes, **how)
         self.scale = head_scales(num_heads, head_scale)
         self.token_scale = head_scales(num_heads, head_scale)
         if update is None:
-            update = SkipUpdate(width, 2 * num_heads, head_dim, dtype=dtype, rngs=rngs)
+            update = SkipUpdate(width, 2 * num_heads, head_dim, **how)
         self.update = update
         self.num_states, self.width, self.kernel, self.dtype = num_states, width, kernel, dtype
 

@@ -4,6 +4,8 @@ A gate maps (state C, candidate z, features f) to the next state, where f is wha
 map made z of. A configuration makes z and f of the heads H. Those of arXiv 2203.07852, section 3;
 the constants are those of the authors' code.
 
+`kernel` of all of them: what computes their products, see `products.matmul`.
+
 Letters: b rows, r state vectors, d width, h heads (those of the state and of the tokens), k width
 of a head, f width of the hidden layer.
 """
@@ -28,7 +30,7 @@ class MakeGate(Protocol):
     """How an update gets its gates: `FixedGate`, `LSTMGate`, `GRUGate` or a partial of one."""
 
     def __call__(
-        self, width: int, features: Sequence[int], *, dtype: Any, rngs: nnx.Rngs
+        self, width: int, features: Sequence[int], *, kernel: str, dtype: Any, rngs: nnx.Rngs
     ) -> nnx.Module:
         """A gate for states of `width` and features of these last dimensions."""
 
@@ -54,9 +56,9 @@ class FixedGate(Gate):
 
     def __init__(
         self, width: int, features: Sequence[int] = (), *, bias: float = 0.0,
-        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
     ):
-        del features, dtype
+        del features, kernel, dtype
         self.bias = gate_bias(width, bias, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,9 +76,9 @@ class GRUGate(Gate):
 
     def __init__(
         self, width: int, features: Sequence[int], *, bias: float = 0.0,
-        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
     ):
-        self.linear = gate_projection(width, features, dtype, rngs)
+        self.linear = gate_projection(width, features, kernel, dtype, rngs)
         self.bias = gate_bias(width, bias, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,11 +95,11 @@ class LSTMGate(Gate):
 
     def __init__(
         self, width: int, features: Sequence[int], *, bias: float = 0.0,
-        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
     ):
-        self.forget = gate_projection(width, features, dtype, rngs)
+        self.forget = gate_projection(width, features, kernel, dtype, rngs)
         self.forget_bias = gate_bias(width, bias, rngs)
-        self.take = gate_projection(width, features, dtype, rngs)
+        self.take = gate_projection(width, features, kernel, dtype, rngs)
         self.take_bias = gate_bias(width, 0.0, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,11 +115,12 @@ class SkipUpdate(nnx.Module):
 
     def __init__(
         self, width: int, num_heads: int, head_dim: int, *, gate: MakeGate = FixedGate,
-        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
     ):
+        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
         heads = (num_heads, head_dim)
-        self.output = projection(heads, width, ("heads", None, "embed"), dtype=dtype, rngs=rngs)
-        self.gate = gate(width, heads, dtype=dtype, rngs=rngs)
+        self.output = projection(heads, width, ("heads", None, "embed"), **how)
+        self.gate = gate(width, heads, **how)
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
@@ -134,12 +137,14 @@ class SingleUpdate(nnx.Module):
 
     def __init__(
         self, width: int, num_heads: int, head_dim: int, mlp_dim: int, *,
-        gate: MakeGate = FixedGate, dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        gate: MakeGate = FixedGate, kernel: str = "plain", dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
+        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
         heads = (num_heads, head_dim)
-        self.up = projection(heads, mlp_dim, ("heads", None, "mlp"), dtype=dtype, rngs=rngs)
-        self.down = projection(mlp_dim, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
-        self.gate = gate(width, (mlp_dim,), dtype=dtype, rngs=rngs)
+        self.up = projection(heads, mlp_dim, ("heads", None, "mlp"), **how)
+        self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
+        self.gate = gate(width, (mlp_dim,), **how)
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
@@ -160,15 +165,15 @@ class DualUpdate(nnx.Module):
 
     def __init__(
         self, width: int, num_heads: int, head_dim: int, mlp_dim: int, *,
-        gate: MakeGate = FixedGate, dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        gate: MakeGate = FixedGate, kernel: str = "plain", dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        self.attention = SkipUpdate(
-            width, num_heads, head_dim, gate=gate, dtype=dtype, rngs=rngs
-        )
+        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        self.attention = SkipUpdate(width, num_heads, head_dim, gate=gate, **how)
         self.norm = RMSNorm(width, dtype=dtype, rngs=rngs)
-        self.up = projection(width, mlp_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.down = projection(mlp_dim, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
-        self.gate = gate(width, (mlp_dim,), dtype=dtype, rngs=rngs)
+        self.up = projection(width, mlp_dim, ("embed", "mlp"), **how)
+        self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
+        self.gate = gate(width, (mlp_dim,), **how)
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
@@ -199,11 +204,11 @@ def gate_bias(width: int, mean: float, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def gate_projection(
-    width: int, features: Sequence[int], dtype: Any, rngs: nnx.Rngs
+    width: int, features: Sequence[int], kernel: str, dtype: Any, rngs: nnx.Rngs
 ) -> nnx.LinearGeneral:
     """The linear map of a gate, from features to [d], that starts with variance 0.1 / fan-in."""
     axes = (*FEATURES[len(features)], "embed")
-    return projection(features, width, axes, scale=0.1, dtype=dtype, rngs=rngs)
+    return projection(features, width, axes, scale=0.1, kernel=kernel, dtype=dtype, rngs=rngs)
 
 
 def sigmoid(x: jax.Array, bias_d: jax.Array) -> jax.Array:

@@ -14,14 +14,14 @@ from flax import nnx
 
 from jaxlab.core import View
 from jaxlab.models import TransformerLM, TransformerLMConfig
-from jaxlab.nn.compiled_attention import find_compiler
+from jaxlab.nn.compiled import find_compiler
 from jaxlab.objectives import next_token
 
 RECURRENT = {"recurrent_layers": (1,)}
 VARIANTS = {
     "slide": {},
     "fixed_skip": RECURRENT,
-    "fixed_skip, compiled": RECURRENT | {"attention_kernel": "compiled"},
+    "fixed_skip, compiled": RECURRENT | {"kernel": "compiled"},
     "fixed_single": RECURRENT | {"update": "single"},
     "fixed_dual": RECURRENT | {"update": "dual"},
     "lstm_skip": RECURRENT | {"gate": "lstm"},

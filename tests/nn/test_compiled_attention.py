@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,9 @@ from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
-from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled_attention
-from jaxlab.nn.compiled_attention import attend_ranges, build, find_compiler
+from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled
+from jaxlab.nn.compiled import find_compiler
+from jaxlab.nn.compiled_attention import attend_ranges
 from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.objectives import next_token
 from jaxlab.train.program import read_program
@@ -178,7 +178,7 @@ def test_every_device_of_a_mesh_reads_its_own_rows_and_heads(name):
 
 CONFIG = TransformerLMConfig(
     vocab_size=32, width=32, depth=2, num_heads=2, window=16, recurrent_layers=(1,), num_states=8,
-    attention_kernel="compiled", dtype="float32",
+    kernel="compiled", dtype="float32",
 )
 
 
@@ -212,7 +212,7 @@ def loss_and_gradients(config):
 )
 def test_a_recurrent_model_with_it_is_the_plain_model(change):
     config = dataclasses.replace(CONFIG, **change)
-    plain = dataclasses.replace(config, attention_kernel="plain")
+    plain = dataclasses.replace(config, kernel="plain")
     assert_close(loss_and_gradients(config), loss_and_gradients(plain))
 
 
@@ -242,7 +242,7 @@ def test_logits_near_the_floor_are_those_of_the_plain_operations():
 
 def test_the_scan_over_states_keeps_no_logits_of_plain_attention():
     """They would be the largest arrays of a step; compiled attention has none."""
-    config = dataclasses.replace(CONFIG, attention_kernel="plain", num_states=24, width=40)
+    config = dataclasses.replace(CONFIG, kernel="plain", num_states=24, width=40)
     model = TransformerLM(config, rngs=nnx.Rngs(0))
     view = View.of(model)
     tokens = jnp.zeros((2, 48), jnp.int32)
@@ -262,7 +262,7 @@ def test_forward_mode_is_refused():
         jax.jvp(lambda q: attend_ranges(q, k, v, *ranges), (q,), (q,))
 
 
-def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch, tmp_path):
+def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch):
     with pytest.raises(UsageError, match=r"in float32, not in bfloat16; set dtype='float32'"):
         attend_ranges(*[jnp.ones((1, 4, 1, 4), jnp.bfloat16)] * 3, *[jnp.zeros((1, 4), int)] * 2)
     with pytest.raises(UsageError, match=r"kernel='compiled' with window=None"):
@@ -271,36 +271,8 @@ def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch, tmp_path):
         Attention(8, 4, window=4, kernel="compiled", attention_dropout=0.1, rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match=r"kernel='compild'; it takes plain, pallas, compiled"):
         BlockRecurrentCell(8, 2, 2, 4, kernel="compild", rngs=nnx.Rngs(0))
-    monkeypatch.setattr(compiled_attention, "_register", lambda: None)
+    monkeypatch.setattr(compiled, "_register", lambda: None)
     with pytest.raises(TypeError, match=r"\[1, 4, 3, 4\] do not fit .*: float32\[1, 4, 2, 4\], "):
         attend_ranges(
             jnp.ones((1, 4, 3, 4)), *[jnp.ones((1, 4, 2, 4))] * 2, *[jnp.zeros((1, 4), int)] * 2
         )
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and no-such-compiler is not on"):
-        build(tmp_path)
-    failing = tmp_path / "c++"
-    failing.write_text("#!/bin/sh\necho 'x.cc:1: error: no' >&2; exit 3\n")
-    failing.chmod(0o755)
-    monkeypatch.setenv("CXX", str(failing))
-    with pytest.raises(UsageError, match=r"does not build with .* \(code 3\): x.cc:1: error: no; "):
-        build(tmp_path)
-    with pytest.raises(UsageError, match=r"cannot be kept in .*: Not a directory; set XDG_CACHE"):
-        build(failing / "inside")
-    assert {path.name for path in tmp_path.iterdir()} == {"c++"}
-    failing.write_bytes(b"\x7fELF")
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and .* does not run: "):
-        build(tmp_path)
-
-
-@needs_compiler
-def test_the_library_is_built_once_in_the_users_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = build()
-    made = path.stat().st_mtime_ns
-    assert path.parent == tmp_path / "jaxlab" and build() == path
-    assert path.stat().st_mtime_ns == made
-    longer = tmp_path / "other.cc"
-    longer.write_text(compiled_attention.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(compiled_attention, "SOURCE", pathlib.Path(longer))
-    assert build() != path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -7,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.core import make_mesh, use_mesh
+from jaxlab.core import UsageError, make_mesh, use_mesh
+from jaxlab.nn.compiled import find_compiler
 from jaxlab.nn.products import matmul
+from jaxlab.train.program import read_program
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+COMPILED = pytest.param("compiled", marks=needs_compiler)
 
 
 def numbers(*shape, seed=0):
@@ -19,18 +25,19 @@ def plain(x, y, transpose_x, transpose_y):
     return (x.T if transpose_x else x) @ (y.T if transpose_y else y)
 
 
+@pytest.mark.parametrize("kernel", ["plain", COMPILED])
 @pytest.mark.parametrize(
     ("m", "k", "n", "transpose_x", "transpose_y"),
     [(*sizes, *how) for sizes in [(3, 4, 5), (5, 4, 3)]
      for how in itertools.product([False, True], repeat=2)],
 )
 def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
-    m, k, n, transpose_x, transpose_y
+    m, k, n, transpose_x, transpose_y, kernel
 ):
     x = numbers(k, m) if transpose_x else numbers(m, k)
     y = numbers(n, k, seed=1) if transpose_y else numbers(k, n, seed=1)
     ours = lambda x, y: jnp.sin(  # noqa: E731
-        matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+        matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y, kernel=kernel)
     ).sum()
     theirs = lambda x, y: jnp.sin(plain(x, y, transpose_x, transpose_y)).sum()  # noqa: E731
     step = (numbers(*x.shape, seed=2), numbers(*y.shape, seed=3))
@@ -47,9 +54,37 @@ def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_a_batch_of_one_factor_equals_a_loop():
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 24, 25, 97, 230])
+@pytest.mark.parametrize("transposed", [*itertools.product([False, True], repeat=2)], ids=str)
+def test_compiled_products_of_any_size_are_those_of_float64(rows, transposed):
+    for width, inner in [(1, 1), (7, 300), (33, 17), (260, 64), (600, 530), (64, 0)]:
+        x, y = numbers(rows, inner), numbers(inner, width, seed=1)
+        x, y = (a.T.copy() if turn else a for a, turn in zip((x, y), transposed, strict=True))
+        got = matmul(x, y, transpose_x=transposed[0], transpose_y=transposed[1], kernel="compiled")
+        want = plain(np.asarray(x, np.float64), np.asarray(y, np.float64), *transposed)
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.sqrt(inner) + 1e-30, rtol=0)
+
+
+@needs_compiler
+def test_compiled_products_say_their_flops_to_plans():
+    x, y = numbers(7, 5), numbers(5, 3, seed=1)
+    gradient = jax.grad(lambda x, y: jnp.sin(matmul(x, y, kernel="compiled")).sum(), (0, 1))
+    program = read_program(jax.jit(gradient).lower(x, y).compile().as_text())
+    assert program.kernel_flops == program.flops == 3 * 2 * 7 * 5 * 3
+
+
+@needs_compiler
+def test_compiled_products_are_for_float32():
+    x = numbers(2, 3).astype(jnp.bfloat16)
+    with pytest.raises(UsageError, match="kernel 'compiled' computes in float32, not in bfloat16"):
+        matmul(x, x, transpose_y=True, kernel="compiled")
+
+
+@pytest.mark.parametrize("kernel", ["plain", COMPILED])
+def test_a_batch_of_one_factor_equals_a_loop(kernel):
     x, y = numbers(3, 2, 4), numbers(4, 5, seed=1)
-    got = jax.vmap(matmul, in_axes=(0, None))(x, y)
+    got = jax.vmap(functools.partial(matmul, kernel=kernel), in_axes=(0, None))(x, y)
     np.testing.assert_allclose(got, jnp.stack([row @ y for row in x]), rtol=1e-5)
 
 

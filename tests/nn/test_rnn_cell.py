@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxlab.nn import BlockRecurrentRNNCell
-from jaxlab.nn.compiled_attention import find_compiler
+from jaxlab.nn.compiled import find_compiler
 
 B, J, W, D = 2, 3, 4, 8
 
