@@ -5,7 +5,7 @@ VENV := .venv
 # The tool that writes the lock lives apart, so that it is never part of what it locks.
 LOCKER := .cache/lock
 # Tests of one file share what they compiled, so a file stays with one worker.
-WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help

@@ -51,7 +51,7 @@ def test_a_command_runs(command, tmp_path):
     # On eight devices everything is compiled eight times over: planned, it is the step alone.
     words.append("--dry_run" if "--devices=8" in words else "--config.include_recall=false")
     words = [re.sub("^--workdir=", f"--workdir={tmp_path}/", word) for word in words]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
     process = subprocess.run(
         [sys.executable, *words[1:]], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
         capture_output=True, text=True, check=False,

@@ -60,7 +60,7 @@ def test_a_snippet_runs(code, trained):
 def test_a_command_runs(command, trained):
     words = shlex.split(command.replace(":tiny", ":smoke").replace("steps=500", "steps=4"))
     # One device, as a laptop has, and programs that compile fast and run slowly.
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
     process = subprocess.run(
         [sys.executable, *words[1:]], env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,

@@ -32,7 +32,7 @@ TEXT_ONLY = "--config.include_recall=false"
 
 def environment() -> dict[str, str]:
     """This process's, with one device, and with programs that compile fast and run slowly."""
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+    flags = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
     return {**os.environ, **flags}
 
 

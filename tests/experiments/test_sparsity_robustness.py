@@ -24,7 +24,7 @@ SMOKE = "--config=configs/sparsity_robustness.py:smoke"
 
 def experiment(*arguments: str) -> subprocess.CompletedProcess[str]:
     # One device, as a laptop has, and programs that compile fast and run slowly.
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+    flags = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "experiments.sparsity_robustness", *arguments], cwd=ROOT,
         env={**os.environ, **flags}, capture_output=True, text=True, check=False,

@@ -356,12 +356,12 @@ def test_of_values_that_are_largest_together_the_first_has_the_derivative_in_bot
     np.testing.assert_array_equal(jax.jvp(pool, (x,), (step,))[1], [1.0, 4.0])
 
 
-def test_the_derivative_of_a_pooled_affine_map_survives_any_way_to_compile_it():
+def test_the_derivative_of_a_pooled_affine_map_survives_any_way_to_compile_it(optimised):
     x, a, b, weights = numbers(4, 4, 4, 3), numbers(3), numbers(3, seed=1), numbers(4, 2, 2, 3)
     found = jax.jit(jax.grad(lambda x: (nn.max_pool(x * a + b, 2) * weights).sum()))
     # Unfused, XLA computes the map once for the largest and once more for the derivative.
-    plainly = found.lower(x).compile(compiler_options={"xla_backend_optimization_level": 0})
-    for gradient in (found(x), plainly(x)):
+    for options in ({"xla_backend_optimization_level": 0}, optimised):
+        gradient = found.lower(x).compile(compiler_options=options)(x)
         total = (gradient / a).sum(axis=(0, 1, 2))
         np.testing.assert_allclose(total, weights.sum(axis=(0, 1, 2)), rtol=1e-4)
         assert np.count_nonzero(gradient) == weights.size

@@ -21,10 +21,6 @@ from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
 
 ROWS, T = 32, 16
-# The machine code, which never runs, is made in a third of the time.
-QUICK = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later compilers have no such choice
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 CONFIG = TransformerLMConfig(
     vocab_size=64, width=64, depth=3, num_heads=4, mlp_dim=256, window=None, position="none",
     normalise=False, scan_layers=True, remat=True, dtype="float32",
@@ -47,8 +43,7 @@ def step_of(accumulate, reduce_once=False, devices=8, **sizes):
     step = train.make_step(
         plan.view, next_token, optimizer, mesh=mesh, accumulate=accumulate, reduce_once=reduce_once
     )
-    lowered = step.lower(plan.abstract, SHAPES)
-    return plan, lowered.compile(compiler_options=QUICK)
+    return plan, step.lower(plan.abstract, SHAPES).compile()
 
 
 def collectives(compiled, kind):

@@ -53,7 +53,7 @@ class Processes:
         ]
         if count == 1 or slurm:
             found = [[]] * count
-        own = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+        own = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
         self.workdir = workdir
         self.running = [
             subprocess.Popen(

@@ -143,6 +143,11 @@ def _affine(x_hwc: jax.Array, from_3xy: jax.Array, to_3xy: jax.Array) -> jax.Arr
 
 
 def _sample(x_hwc: jax.Array, y_hw: jax.Array, x_hw: jax.Array, mode: str) -> jax.Array:
+    # A compiler may compute a place once for the pixel below it and once more for its weight, each
+    # with another rounding: just beside a pixel these would not belong together. So no place lies
+    # nearer to one than 1/2048, unless it is there.
+    y_hw, x_hw = (jnp.round(places * 1024) / 1024 for places in (y_hw, x_hw))
+
     def channel(x: jax.Array) -> jax.Array:
         return map_coordinates(x, (y_hw, x_hw), order=1, mode=mode)
 
