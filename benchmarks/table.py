@@ -1,6 +1,6 @@
 """Step time of every row of the Block-Recurrent Transformer's table, over that of Slide:13L.
 
-    python -m benchmarks.table [--preset=small] [--steps=3] [--rounds=2]
+    python -m benchmarks.table [--preset=small] [--kernel=compiled] [--steps=3] [--rounds=2]
 
 Prints one JSON object: `over_slide_13l`, the CPU time of a step of each row over that of the
 13-layer sliding-window model in the same run, and `paper`, that column of arXiv 2203.07852, table
@@ -25,16 +25,17 @@ def main() -> None:
     """Measures all rows and prints their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--kernel", choices=["plain", "compiled"], default="plain")
     parser.add_argument("--steps", type=positive, default=3, help="of each row in a round")
     parser.add_argument("--rounds", type=positive, default=2)
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    print(json.dumps(measure(args.preset, args.steps, args.rounds)))
+    print(json.dumps(measure(args.preset, args.steps, args.rounds, args.kernel)))
 
 
-def measure(name: str, num_steps: int, num_rounds: int) -> dict:
+def measure(name: str, num_steps: int, num_rounds: int, kernel: str) -> dict:
     """Times all rows at the width of one preset, in turns."""
     import jax
 
@@ -42,13 +43,14 @@ def measure(name: str, num_steps: int, num_rounds: int) -> dict:
     from jaxlab.train import reuse_memory
 
     reuse_memory()
-    runs = {row: step_of(row, PRESETS[name]) for row in ROWS}
+    runs = {row: step_of(row, PRESETS[name], kernel) for row in ROWS}
     for run in runs.values():
         run()
     seconds = take_turns(runs, num_steps, num_rounds, between=lambda: None)
     best = {row: min(times) for row, times in seconds.items()}
     return {
         "preset": name,
+        "kernel": kernel,
         "over_slide_13l": {row: round(t / best["slide_13l"], 3) for row, t in best.items()},
         "paper": PAPER,
         "cpu_s": {row: [round(t, 4) for t in times] for row, times in seconds.items()},
@@ -56,7 +58,7 @@ def measure(name: str, num_steps: int, num_rounds: int) -> dict:
     }
 
 
-def step_of(row: str, preset: dict):
+def step_of(row: str, preset: dict, kernel: str):
     """A training step of a row in the proportions of the paper, at the width of a preset."""
     from flax import nnx
 
@@ -66,7 +68,8 @@ def step_of(row: str, preset: dict):
     config = block_recurrent_config(
         row, width=preset["width"], num_heads=4, head_dim=preset["head_dim"],
         mlp_dim=4 * preset["width"], window=window, num_states=preset["num_states"],
-        dropout_rate=0.0, attention_dropout=0.0, scan_layers=False, remat=False, dtype="float32",
+        dropout_rate=0.0, attention_dropout=0.0, scan_layers=False, remat=False, kernel=kernel,
+        dtype="float32",
     )
     tokens = preset["batch"] * preset["length"]
     length = window if row.startswith("xl_") else preset["length"]
