@@ -56,7 +56,8 @@ struct Sizes {
   int64_t keys() const { return panels() * kPanel; }
 };
 
-// Rows [count, k], `stride` floats apart, to rows of `wide` floats; zeros fill the rest of `padded`.
+// Rows [count, k], `stride` floats apart, to rows of `wide` floats; zeros fill those up to `padded`
+// and what is beside them.
 void pack_rows(const float* x, int64_t stride, int64_t count, int64_t padded, const Sizes& z,
                float* rows) {
   const int64_t wide = z.wide();
@@ -232,8 +233,8 @@ void forward(const Sizes& z, int64_t row, int64_t group, const float* q, const f
 
 void backward(const Sizes& z, int64_t row, int64_t group, const float* q, const float* k,
               const float* v, const int32_t* first, const int32_t* last, const float* bias,
-              const float* mask, const float* out, const float* top, const float* dout, float* dq, float* dk,
-              float* dv, float* dbias) {
+              const float* mask, const float* out, const float* top, const float* dout, float* dq,
+              float* dk, float* dv, float* dbias) {
   const int64_t wide = z.wide(), keys = z.keys(), each = z.h / z.g;
   Scratch scratch(keys * (2 * z.k + 3 * wide + 1) + 3 * kTile * wide + 2 * kTile * kRow +
                   2 * (z.m + 2 * kPad) + 208);
@@ -324,15 +325,15 @@ ffi::Error run_forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints 
   const Sizes z = sizes(q, k, bias, mask, offset);
   on_threads(pool, z.n * z.g, [&](int64_t i) {
     forward(z, i / z.g, i % z.g, q.typed_data(), k.typed_data(), v.typed_data(),
-            first.typed_data(), last.typed_data(), bias.typed_data(), mask.typed_data(), out->typed_data(),
-            top->typed_data());
+            first.typed_data(), last.typed_data(), bias.typed_data(), mask.typed_data(),
+            out->typed_data(), top->typed_data());
   });
   return ffi::Error::Success();
 }
 
 ffi::Error run_backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints first, Ints last,
-                        Floats bias, Floats mask, Floats out, Floats top, Floats dout, Result dq, Result dk,
-                        Result dv, Result dbias, int64_t offset, int64_t) {
+                        Floats bias, Floats mask, Floats out, Floats top, Floats dout, Result dq,
+                        Result dk, Result dv, Result dbias, int64_t offset, int64_t) {
   const Sizes z = sizes(q, k, bias, mask, offset);
   on_threads(pool, z.n * z.g, [&](int64_t i) {
     backward(z, i / z.g, i % z.g, q.typed_data(), k.typed_data(), v.typed_data(),

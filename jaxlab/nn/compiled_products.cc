@@ -87,7 +87,8 @@ void multiply(int64_t rows, int64_t width, int64_t length, const Matrix& a, cons
           float* to = c + i * c_row + j + p;
           const int64_t count = wide - p;
           if (count >= kNarrow) {
-            columns<2>(high, deep, block.at, block.row, block.column, panel, stride, to, c_row, l > 0);
+            columns<2>(high, deep, block.at, block.row, block.column, panel, stride, to, c_row,
+                       l > 0);
             continue;
           }
           columns<2>(high, deep, block.at, block.row, block.column, panel, stride, found, kNarrow,
@@ -114,7 +115,8 @@ ffi::Error run_product(ffi::ThreadPool pool, Floats x, Floats y, Result out, boo
   int64_t high = rows, wide = width;
   if (threads > 1) {  // pieces of both sides, about two for each thread
     wide = kColumns;
-    const int64_t across = (width + wide - 1) / wide, down = std::max<int64_t>(1, 2 * threads / across);
+    const int64_t across = (width + wide - 1) / wide;
+    const int64_t down = std::max<int64_t>(1, 2 * threads / across);
     high = std::max<int64_t>(1, (rows + down * kRows - 1) / (down * kRows)) * kRows;
   }
   const int64_t down = (rows + high - 1) / std::max<int64_t>(1, high);
