@@ -233,7 +233,8 @@ def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
         kernel=preset.get("kernel", "plain"),
         dtype="float32",
     )
-    return TransformerLM(config, rngs=nnx.Rngs(0))
+    # One program, as a training run makes its state: operation by operation takes more memory.
+    return nnx.jit(lambda: TransformerLM(config, rngs=nnx.Rngs(0)))()
 
 
 def useful_flops(preset: dict, depth: int, num_recurrent: int) -> float:
