@@ -7,14 +7,15 @@
 For each preset (forward and backward, float32, state carried, no optimiser):
 * `tokens_per_cpu_s`, and `matmul_share`: useful FLOP/s of the model over those of a 2048^3 float32
   product in the same run (useful: what the mathematics needs, tiles and recomputation not counted);
-* `recurrent_over_slide`: time of a step over that of the windowed model with one layer more;
+* `recurrent_over_slide`: time of a step over that of the windowed model with one layer more, and
+  `flops_over_slide`, the same of useful FLOPs;
 * `double_segment`: time of a step on segments twice as long, same window;
 * `first_step_cpu_s`: CPU seconds of tracing, compilation and the first step, and `peak_rss_mb`,
   the most memory of the process by the end of the second (what the compiler took is given back
   before the first: `train.return_memory`);
 * `compilations_after_first_step`: counted by jax itself.
 
-`--kernel=compiled` takes the compiled attention of `nn.Attention`.
+`--kernel=compiled` takes the compiled code of `jaxlab.nn.compiled` for attention and products.
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
 and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
 and we take turns, `--rounds` times.
@@ -160,6 +161,7 @@ def measure(
         "matmul_gflops": round(product_flops / 1e9, 1),
         "matmul_share": round(useful / product_flops, 3),
         "recurrent_over_slide": round(best["recurrent"] / best["slide"], 3),
+        "flops_over_slide": round(built["recurrent"][1] / built["slide"][1], 3),
         "double_segment": round(best["double"] / best["recurrent"], 3),
         **theirs,
         "first_step_cpu_s": round(first, 1),

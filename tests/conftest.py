@@ -50,6 +50,23 @@ def optimised() -> dict[str, int | bool]:
 
 
 @pytest.fixture(scope="session")
+def compiler() -> None:
+    """For tests of compiled code: skips them where it cannot be built."""
+    from jaxlab.nn.compiled import find_compiler
+
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def kernel(request: pytest.FixtureRequest) -> str:
+    """What layers compute with on a CPU: each test of it runs with both."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiler")
+    return request.param
+
+
+@pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder with real data and golden values that may lie beside the project."""
     folder = ROOT.parent / "shared"

@@ -42,7 +42,8 @@ from jaxlab.nn import (
     dropout,
 )
 from jaxlab.nn.attention import require_dropout, split_width
-from jaxlab.nn.products import KERNELS, matmul
+from jaxlab.nn.bilinear import on_one_cpu_device
+from jaxlab.nn.products import matmul, require_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,7 @@ class TransformerLMConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
-        if self.kernel not in KERNELS:
-            raise UsageError(f"kernel={self.kernel!r}; it takes {', '.join(KERNELS)}")
+        require_known(self.kernel)
         if self.kernel != "plain" and self.window is None:
             raise UsageError(f"kernel={self.kernel!r} needs a window: set window")
         require_dropout(self.attention_dropout, self.kernel)
@@ -352,7 +352,7 @@ class TransformerLM(Decoding, nnx.Module):
     def logits(self, x_btd: jax.Array) -> jax.Array:
         """float32 [b, t, v] from normalised outputs: tied embedding over sqrt(d)."""
         table_vd = self.embedding.embedding[...].astype(self.dtype)
-        if self.config.kernel == "compiled":
+        if self.config.kernel == "compiled" and on_one_cpu_device():
             x_nd = x_btd.reshape(-1, x_btd.shape[-1])
             logits = matmul(x_nd, table_vd, transpose_y=True, kernel=self.config.kernel)
             logits = logits.reshape(*x_btd.shape[:-1], -1)

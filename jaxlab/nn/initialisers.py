@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.compiled import require_compiled
-from jaxlab.nn.products import has_fast_derivative, matmul
+from jaxlab.nn.products import has_fast_derivative, matmul, require_known
 
 
 def projection(
@@ -31,7 +31,11 @@ def projection(
     The kernel [*in_dims, *out_dims] starts as a truncated normal of variance `scale / fan_in`
     (variance scaling), in float32; the product runs in `dtype`. With `use_bias` a bias
     [*out_dims] is added, which starts at 0. `kernel`: what computes it, see `products.matmul`.
+
+    Raises:
+      UsageError: an unknown kernel.
     """
+    require_known(kernel)
     in_dims = (in_dims,) if isinstance(in_dims, int) else tuple(in_dims)
     return nnx.LinearGeneral(
         in_dims,

@@ -11,11 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from jaxlab.core import UsageError
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
 from jaxlab.nn.compiled import TARGETS, require_compiled
 
 KERNELS = ("plain", "pallas", "compiled")
 """What layers compute with: operations of JAX, fused attention for TPUs, C++ for CPUs."""
+
+
+def require_known(kernel: str) -> None:
+    """Refuses a kernel that is not one of `KERNELS`.
+
+    Raises:
+      UsageError: such a name.
+    """
+    if kernel not in KERNELS:
+        raise UsageError(f"kernel={kernel!r}; it takes {', '.join(KERNELS)}")
 
 
 def matmul(
@@ -43,8 +54,9 @@ def matmul(
 
     Raises:
       TypeError: inner sizes that differ.
-      UsageError: kernel 'compiled' where it cannot run; see `compiled`.
+      UsageError: an unknown kernel; 'compiled' where it cannot run, see `compiled`.
     """
+    require_known(kernel)
     if x.shape[1 - transpose_x] != y.shape[transpose_y]:
         raise TypeError(
             f"matmul of {x.shape} and {y.shape} with transpose_x={transpose_x}, "

@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.core import UsageError
 from jaxlab.nn.attention import head_scales, scale_queries
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
-from jaxlab.nn.products import KERNELS
 from jaxlab.nn.state_update import SkipUpdate
 from jaxlab.nn.tiles import attend_heads
 
@@ -52,8 +50,6 @@ class BlockRecurrentCell(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if kernel not in KERNELS:
-            raise UsageError(f"kernel={kernel!r}; it takes {', '.join(KERNELS)}")
         normal = jax.random.normal
         shape, axes = (num_states, width), (None, "embed")
         # N(0, 0.1) and N(0, 1) as in the paper's code: states must differ, or they stay equal

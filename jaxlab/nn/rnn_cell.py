@@ -25,7 +25,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
       width: d. window: w. num_heads: h, which divides the width. num_states: r.
       update: of the state, see `BlockRecurrentCell`; it reads 2h heads of width d / h.
       head_scale: start of the learned scales of the logits; 8 suits Adam, 1 Adafactor.
-      kernel: what attention reads with, see `Attention`.
+      kernel: what reads and projects, see `Attention`; an `update` that is given has its own.
 
     Raises:
       UsageError: a width that does not divide by the heads.

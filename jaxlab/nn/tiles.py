@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlab.nn.bilinear import on_one_cpu_device
 from jaxlab.nn.compiled_attention import attend_ranges
-from jaxlab.nn.products import matmul
+from jaxlab.nn.products import matmul, require_known
 
 MASKED = -1e9  # added to the logits of keys that must not be seen
 FLOOR = -1000.0  # a key with this logit and a zero value always exists: an empty row gives zero
@@ -141,7 +141,11 @@ def attend_heads(
 
     Returns:
       [h, n, t, k].
+
+    Raises:
+      UsageError: an unknown kernel.
     """
+    require_known(kernel)
     if kernel == "compiled":
         q, k, v = (x.transpose(1, 2, 0, 3) for x in (q_hntk, k_hnsk, v_hnsk))
         last = jnp.full(q.shape[:2], k.shape[1] - 1, jnp.int32)

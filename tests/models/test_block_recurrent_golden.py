@@ -14,7 +14,6 @@ from flax import nnx
 
 from jaxlab.core import View
 from jaxlab.models import TransformerLM, TransformerLMConfig
-from jaxlab.nn.compiled import find_compiler
 from jaxlab.objectives import next_token
 
 RECURRENT = {"recurrent_layers": (1,)}
@@ -35,8 +34,8 @@ VARIANTS = {
 @pytest.fixture(scope="module", params=list(VARIANTS))
 def golden(request, shared):
     variant, *compiled = request.param.split(", ")
-    if compiled and find_compiler() is None:
-        pytest.skip("there is no C++ compiler")
+    if compiled:
+        request.getfixturevalue("compiler")
     with np.load(shared / "golden" / "golden_block_recurrent.npz") as file:
         numbers = {
             name.removeprefix(variant + "/"): file[name]

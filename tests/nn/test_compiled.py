@@ -6,7 +6,7 @@ import pytest
 
 from jaxlab.core import UsageError
 from jaxlab.nn import compiled
-from jaxlab.nn.compiled import build, find_compiler
+from jaxlab.nn.compiled import build
 
 
 def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
@@ -27,7 +27,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
         build(tmp_path)
 
 
-@pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.usefixtures("compiler")
 def test_the_library_is_built_once_in_the_users_cache(monkeypatch, tmp_path):
     code, other = tmp_path / "code.cc", tmp_path / "other.cc"
     code.write_text("int code;\n")

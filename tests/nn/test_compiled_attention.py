@@ -13,13 +13,10 @@ from flax import nnx
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled
-from jaxlab.nn.compiled import find_compiler
 from jaxlab.nn.compiled_attention import attend_ranges
 from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.objectives import next_token
 from jaxlab.train.program import read_program
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 
 
 def problem(n, t, s, h, g, k, m=0, masked=False):
@@ -68,7 +65,7 @@ PROBLEMS = {
 }
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_values_and_gradients_are_those_of_float64_sums(name):
     arrays, ranges, mask, offset, seen, distance = problem(*PROBLEMS[name])
@@ -91,7 +88,7 @@ def test_values_and_gradients_are_those_of_float64_sums(name):
         np.testing.assert_allclose(grad, wanted, atol=3e-6 * max(1, np.abs(wanted).max(initial=0)))
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_large_logits_do_not_overflow():
     (q, k, v, _), ranges, _, _, seen, distance = problem(1, 20, 300, 1, 1, 16)
     got = attend_ranges(200 * q, k, v, *ranges)
@@ -102,7 +99,7 @@ def test_large_logits_do_not_overflow():
     np.testing.assert_allclose(got, want, atol=1e-3)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_a_batch_under_vmap_is_the_batch_to_the_bit():
     (q, k, v, _), ranges, *_ = problem(6, 64, 128, 4, 4, 32)
     whole = jax.jit(attend_ranges)(q, k, v, *ranges)
@@ -155,7 +152,7 @@ def assert_close(got, want, atol=2e-5):
         np.testing.assert_allclose(g, w, atol=atol * scale, err_msg=str(path))
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_with_it_is_the_plain_layer(name):
     args = inputs(3, LAYERS[name].get("num_kv_heads", 4))
@@ -166,7 +163,7 @@ def test_a_layer_with_it_is_the_plain_layer(name):
     assert_close(got, want)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", ["the token excluded", "shared key heads and rotary"])
 def test_every_device_of_a_mesh_reads_its_own_rows_and_heads(name):
     args = inputs(4, LAYERS[name].get("num_kv_heads", 4))
@@ -204,7 +201,7 @@ def loss_and_gradients(config):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(view.params, carry)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
     "change",
     [{}, {"remat": True, "num_kv_heads": 1}, {"state_readers": (0,)}],
@@ -216,7 +213,14 @@ def test_a_recurrent_model_with_it_is_the_plain_model(change):
     assert_close(loss_and_gradients(config), loss_and_gradients(plain))
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
+def test_a_recurrent_model_with_it_on_a_mesh_is_the_plain_model():
+    with use_mesh(make_mesh(MeshConfig(data=2, tensor=2, fsdp=1), jax.devices()[:4])):
+        got = loss_and_gradients(CONFIG)
+    assert_close(got, loss_and_gradients(dataclasses.replace(CONFIG, kernel="plain")))
+
+
+@pytest.mark.usefixtures("compiler")
 def test_it_says_its_flops_to_plans():
     (q, k, v, bias), ranges, _, offset, *_ = problem(2, 24, 40, 4, 2, 8, 17)
 
@@ -227,9 +231,8 @@ def test_it_says_its_flops_to_plans():
     assert read_program(program).kernel_flops == (2 + 5) * 2 * (2 * 4 * 24 * 17) * 8
 
 
+@pytest.mark.usefixtures("compiler")
 def test_logits_near_the_floor_are_those_of_the_plain_operations():
-    if find_compiler() is None:
-        pytest.skip("there is no C++ compiler")
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 8, 4)), jnp.float32) for _ in range(3))
     q, k = q.at[..., 0].set(-20.0), k.at[..., 0].set(50.0 + 0.05 * k[..., 0])  # about -1,000
@@ -255,7 +258,7 @@ def test_the_scan_over_states_keeps_no_logits_of_plain_attention():
     assert kept and not any({24, 32} <= set(shape[-2:]) for shape in kept)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_forward_mode_is_refused():
     (q, k, v, _), ranges, *_ = problem(1, 8, 8, 1, 1, 4)
     with pytest.raises(TypeError, match="forward-mode"):

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxlab.core import UsageError, make_mesh, use_mesh
-from jaxlab.nn.compiled import find_compiler
+from jaxlab.nn import MLP
 from jaxlab.nn.products import matmul
 from jaxlab.train.program import read_program
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
-COMPILED = pytest.param("compiled", marks=needs_compiler)
 
 
 def numbers(*shape, seed=0):
@@ -25,7 +23,6 @@ def plain(x, y, transpose_x, transpose_y):
     return (x.T if transpose_x else x) @ (y.T if transpose_y else y)
 
 
-@pytest.mark.parametrize("kernel", ["plain", COMPILED])
 @pytest.mark.parametrize(
     ("m", "k", "n", "transpose_x", "transpose_y"),
     [(*sizes, *how) for sizes in [(3, 4, 5), (5, 4, 3)]
@@ -54,7 +51,7 @@ def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("rows", [1, 24, 25, 97, 230])
 @pytest.mark.parametrize("transposed", [*itertools.product([False, True], repeat=2)], ids=str)
 def test_compiled_products_of_any_size_are_those_of_float64(rows, transposed):
@@ -66,7 +63,7 @@ def test_compiled_products_of_any_size_are_those_of_float64(rows, transposed):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.sqrt(inner) + 1e-30, rtol=0)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiled_products_say_their_flops_to_plans():
     x, y = numbers(7, 5), numbers(5, 3, seed=1)
     gradient = jax.grad(lambda x, y: jnp.sin(matmul(x, y, kernel="compiled")).sum(), (0, 1))
@@ -74,14 +71,13 @@ def test_compiled_products_say_their_flops_to_plans():
     assert program.kernel_flops == program.flops == 3 * 2 * 7 * 5 * 3
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiled_products_are_for_float32():
     x = numbers(2, 3).astype(jnp.bfloat16)
     with pytest.raises(UsageError, match="kernel 'compiled' computes in float32, not in bfloat16"):
         matmul(x, x, transpose_y=True, kernel="compiled")
 
 
-@pytest.mark.parametrize("kernel", ["plain", COMPILED])
 def test_a_batch_of_one_factor_equals_a_loop(kernel):
     x, y = numbers(3, 2, 4), numbers(4, 5, seed=1)
     got = jax.vmap(functools.partial(matmul, kernel=kernel), in_axes=(0, None))(x, y)
@@ -109,6 +105,13 @@ def slow_products(mesh):
 def test_one_device_is_spared_the_slow_product_and_several_get_the_plain_one():
     assert slow_products(make_mesh(devices=jax.devices()[:1])) == 0
     assert slow_products(make_mesh(devices=jax.devices()[:2])) == 1
+
+
+def test_a_kernel_that_is_not_known_is_named_and_those_there_are():
+    with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
+        matmul(numbers(2, 3), numbers(3, 2), kernel="compild")
+    with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
+        MLP(4, 8, kernel="compild", rngs=nnx.Rngs(0))
 
 
 def test_inner_sizes_that_differ_are_named():

@@ -3,19 +3,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from jaxlab.nn import BlockRecurrentRNNCell
-from jaxlab.nn.compiled import find_compiler
 
 B, J, W, D = 2, 3, 4, 8
 
 
-@pytest.mark.parametrize("kernel", ["plain", "compiled"])
 def test_a_flax_rnn_over_blocks_is_the_layer_over_the_whole_text(kernel):
-    if kernel == "compiled" and find_compiler() is None:
-        pytest.skip("there is no C++ compiler")
     cell = BlockRecurrentRNNCell(D, W, 2, 3, kernel=kernel, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (B, J, W, D))
     carry, outputs = nnx.RNN(cell, return_carry=True)(x)

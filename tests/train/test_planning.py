@@ -194,7 +194,7 @@ def benchmark(*flags):
     )
 
 
-def test_the_benchmark_of_kernels_tells_what_the_compiler_plans():
+def test_the_benchmark_of_attention_kernels_tells_what_the_compiler_plans():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
     process = benchmark("--topology=v5e:2x2", "--batch_size=4", "--kernels", "plain", "pallas")
