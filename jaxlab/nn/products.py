@@ -63,7 +63,8 @@ def matmul(
             f"transpose_y={transpose_y}: the inner sizes differ"
         )
     if kernel == "compiled":
-        require_compiled(jnp.promote_types(x.dtype, y.dtype))
+        for factor in (x, y):
+            require_compiled(factor.dtype)
         if on_one_cpu_device():
             return _compiled_matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     if has_fast_derivative(x, y):
