@@ -240,12 +240,18 @@ def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
 
 
 def useful_flops(preset: dict, depth: int, num_recurrent: int) -> float:
-    """FLOPs a token of forward and backward (3 times forward), two for each multiply-add."""
+    """FLOPs a token of forward and backward (3 times forward), two for each multiply-add.
+
+    What the last block of a segment writes to the state has no backward: it goes on in the carry.
+    """
     d, w, s, hk = preset["width"], preset["window"], preset["num_states"], 4 * preset["head_dim"]
     layer = 4 * d * hk + 2 * d * 4 * d + 2 * w * hk
     tokens_read = 2 * d * hk + 2 * s * hk
-    states = (s / w) * (6 * d * hk + 2 * s * hk + 2 * 2 * w * hk)
-    return 3 * 2 * (depth * layer + num_recurrent * (tokens_read + states) + 260 * d)
+    shown = (s / w) * 2 * d * hk  # keys and values of the state
+    written = (s / w) * (4 * d * hk + 2 * s * hk + 2 * 2 * w * hk)
+    once_and_back = 1 + 2 * (1 - w / preset["length"])
+    both = depth * layer + num_recurrent * (tokens_read + shown) + 260 * d
+    return 2 * (3 * both + num_recurrent * once_and_back * written)
 
 
 if __name__ == "__main__":

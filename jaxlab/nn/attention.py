@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError, constrain, platform
-from jaxlab.nn.compiled_attention import attend_ranges
+from jaxlab.nn.compiled_attention import Reading, attend_readings
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
@@ -129,15 +130,24 @@ class Attention(RingDecoding, nnx.Module):
           [b, t, d] and the keys and values after the segment: of the last window, or of all of
           the segment without one (a cache can be filled from them); None if not causal.
         """
+        if self.kernel == "compiled":
+            reading, carry = self.reading(*self.projections(x_btd), segment, carry)
+            return self.output(attend_readings(reading)), carry
         values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry, key=key)
         return self.output(values_bthk), carry
+
+    def projections(
+        self, x_btd: jax.Array, context_bsd: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [b, t, h, k], keys and values [b, s, kv heads, k]; none is scaled yet."""
+        source = x_btd if context_bsd is None else context_bsd
+        return self.query(x_btd), self.key(source), self.value(source)
 
     def heads(
         self, x_btd: jax.Array, context_bsd: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [b, t, h, k], scaled; keys and values [b, s, kv heads, k]."""
-        source = x_btd if context_bsd is None else context_bsd
-        q, k, v = self.query(x_btd), self.key(source), self.value(source)
+        q, k, v = self.projections(x_btd, context_bsd)
         return scale_queries(q, self.scale), self._unit(k), v
 
     def read(
@@ -154,16 +164,45 @@ class Attention(RingDecoding, nnx.Module):
         if self.window is None:
             after = {"keys": k_bshk, "values": v_bshk} if self.causal else None
             return self._read_all(q_bthk, k_bshk, v_bshk, segment, key), after
+        segment, carry = self._going_on(q_bthk, segment, carry)
+        after = self._carry_after(k_bshk, v_bshk)
+        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry, key), after
+
+    def reading(
+        self, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, segment: Segment | None,
+        carry: Carry | None,
+    ) -> tuple[Reading, Carry]:
+        """What compiled code reads of a window, and the carry after it.
+
+        Args:
+          q_bthk, k_bshk, v_bshk: of `projections`; the code scales and normalises them.
+          segment, carry: as in the call.
+        """
+        segment, carry = self._going_on(q_bthk, segment, carry)
+        after = self._carry_after(self._unit(k_bshk[:, -self.window :]), v_bshk)
+        if self.scale is None:
+            q_bthk = scale_queries(q_bthk, None)
+        reading = self._reading(*self._rotated(q_bthk, k_bshk, v_bshk, carry), segment)
+        if self.scale is not None:  # a rotation leaves lengths as they are
+            scale = jnp.abs(self.scale[...])
+            reading = dataclasses.replace(reading, scale=scale, unit=(False, True))
+        return reading, after
+
+    def _going_on(
+        self, q_bthk: jax.Array, segment: Segment | None, carry: Carry | None
+    ) -> tuple[Segment, Carry]:
+        """Both, by default those of fresh documents; refuses a segment of no whole windows."""
         b, t = q_bthk.shape[:2]
         self.require_blocks(t)
         if segment is None:
             segment = Segment.of(jnp.zeros((b, t), bool))
-        carry = self.init_carry(b) if carry is None else carry
-        after = {
+        return segment, self.init_carry(b) if carry is None else carry
+
+    def _carry_after(self, k_bshk: jax.Array, v_bshk: jax.Array) -> Carry:
+        return {
             name: constrain(x[:, -self.window :], "batch", None, "heads", None)
             for name, x in {"keys": k_bshk, "values": v_bshk}.items()
         }
-        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry, key), after
 
     def require_blocks(self, num_tokens: int) -> None:
         """Refuses a segment that is not made of whole windows.
@@ -237,7 +276,7 @@ class Attention(RingDecoding, nnx.Module):
         if self.kernel == "pallas":
             return self._read_fused(*self._rotated(q, k, v, carry), segment)
         if self.kernel == "compiled":
-            return self._read_compiled(*self._rotated(q, k, v, carry), segment)
+            return attend_readings(self._reading(*self._rotated(q, k, v, carry), segment))
         kept = self._kept(key, self.window, self.window)
         out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry), kept)
         return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
@@ -279,16 +318,15 @@ class Attention(RingDecoding, nnx.Module):
         bias_hnm = self._window_bias(distances(self.window))
         return attend_windows(heads_first(q), k, v, segment.ages(), bias_hnm).swapaxes(1, 2)
 
-    def _read_compiled(self, q, k, v, old_k, old_v, segment) -> jax.Array:
+    def _reading(self, q, k, v, old_k, old_v, segment) -> Reading:
         nearest = 0 if self.include_self else 1
         farthest = nearest + self.window - 1
         place_t = np.arange(q.shape[1]) + self.window  # of a query among the keys
         biased = isinstance(self.position, T5Bias)
-        return attend_ranges(
-            q, jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1),
+        return Reading(
+            q, (old_k, k), (old_v, v),
             place_t - jnp.minimum(segment.ages(), farthest), place_t - nearest,
-            bias_hm=self._bias(np.arange(farthest + 1)) if biased else None,
-            offset=self.window,
+            bias=self._bias(np.arange(farthest + 1)) if biased else None, offset=self.window,
         )
 
     def _window_bias(self, distances: np.ndarray) -> jax.Array:

@@ -7,13 +7,15 @@ operations of `tiles` compute the same, and are its reference.
 See `compiled` for how it is built. It has a derivative of its own (`jax.custom_vjp`), which closes
 forward mode: no Hessian-vector products through it. Plain operations have both modes.
 
-Letters: n rows, t queries, s keys, h heads, g heads of keys and values, k width of a head, m
-distances.
+Letters: b or n rows, t queries, s keys, h heads, g heads of keys and values, k width of a head,
+m distances, r readings, j blocks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,112 @@ import numpy as np
 from jaxlab.core import map_shards
 from jaxlab.nn.bilinear import on_one_cpu_device
 from jaxlab.nn.compiled import TARGETS, require_compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Queries, and what they read: query i sees the keys from `first` to `last`, both included.
+
+    Attributes:
+      q: float32 queries [b, t, h, k].
+      keys: float32 [b, s, g, k], in one piece or two that follow each other; g divides h, and
+        neighbouring heads share keys. Or one array [j, b, s, g, k] for the j blocks of the queries,
+        each of which reads its own.
+      values: of the same.
+      first: int32 [b, t], the first key that a query sees.
+      last: int32 [b, t], the last one; less than the first: it sees none.
+      bias: float32 [h, m], added to the logits by distance, which of query i and key j is
+        `i + offset - j`; keys at a negative distance, or at m and more, are not seen. None: no
+        bias, and no limit.
+      offset: see there.
+      mask: float32 [b, s], added to the logits of a key: 0, or `tiles.MASKED` to hide it. No
+        derivative is taken by it.
+      scale: float32 [h]: queries are divided by their length and multiplied by it; None: they are
+        scaled already.
+      unit: int32 or bool [pieces]: which pieces of keys are divided by their length; None: none.
+    """
+
+    q: jax.Array
+    keys: Sequence[jax.Array]
+    values: Sequence[jax.Array]
+    first: jax.Array
+    last: jax.Array
+    bias: jax.Array | None = None
+    offset: int = 0
+    mask: jax.Array | None = None
+    scale: jax.Array | None = None
+    unit: jax.Array | Sequence[bool] | None = None
+
+    def num_keys(self) -> int:
+        """How many keys a row has, or a block of a row."""
+        return sum(x.shape[-3] for x in self.keys)
+
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """What the compiled code takes, in its order; what is not there has no elements.
+
+        Raises:
+          TypeError: shapes or dtypes that do not fit each other.
+        """
+        (b, t, h, k), s, g = self.q.shape, self.num_keys(), self.keys[0].shape[-2]
+        blocks = self.keys[0].shape[:-4]  # of queries, with keys of their own
+        shapes = [(*blocks, b, x.shape[-3], g, k) for x in self.keys]
+        given = [*zip(self.keys, shapes, strict=True), *zip(self.values, shapes, strict=True)]
+        given += [] if self.bias is None else [(self.bias, (h, self.bias.shape[-1]))]
+        given += [] if self.mask is None else [(self.mask, (b, s))]
+        given += [] if self.scale is None else [(self.scale, (h,))]
+        whole = h % g == 0 and (not blocks or (len(self.keys) == 1 and t % blocks[0] == 0))
+        if not whole or any(x.shape != to or x.dtype != jnp.float32 for x, to in given):
+            found = ", ".join(f"{x.dtype}{list(x.shape)}" for x, _ in given)
+            raise TypeError(f"queries float32{[b, t, h, k]} do not fit the other arrays: {found}")
+        pieces = [x for pair in zip(self.keys, self.values, strict=True) for x in pair]
+        if g < h and not on_one_cpu_device():  # a device may hold heads without theirs
+            pieces = [jnp.repeat(x, h // g, axis=-2) for x in pieces]
+        if len(pieces) == 2:
+            pieces += [jnp.zeros((b, 0, pieces[0].shape[-2], k), jnp.float32)] * 2
+        unit = jnp.zeros(2, jnp.int32) if self.unit is None else jnp.asarray(self.unit, jnp.int32)
+        return (
+            self.q[:, :, None], *pieces,
+            *(jnp.broadcast_to(x, (b, t)).astype(jnp.int32) for x in (self.first, self.last)),
+            jnp.zeros((h, 0), jnp.float32) if self.bias is None else self.bias,
+            jnp.zeros((b, 0), jnp.float32) if self.mask is None else self.mask,
+            jnp.zeros((0,), jnp.float32) if self.scale is None else self.scale,
+            jnp.broadcast_to(unit, (2,)),
+        )
+
+
+_ROWS, _BLOCKS = ("batch", None, "heads", None), (None, "batch", None, "heads", None)
+_AXES = (
+    ("batch", None, None, "heads", None), *(_ROWS,) * 4, *(("batch", None),) * 2,
+    ("heads", None), ("batch", None), ("heads",), (None,),
+)  # of `Reading.arrays`
+_KEYS, _BIAS, _MASK, _SCALE = slice(1, 5), 7, 8, 9
+
+
+def attend_readings(*readings: Reading) -> jax.Array:
+    """The heads of each reading, [b, t, h, k], side by side: [b, t, r * h, k].
+
+    A query that sees no key gives zero. On a mesh every device reads its own rows and heads.
+
+    Args:
+      readings: by as many queries of as many heads each.
+
+    Raises:
+      UsageError: another platform or dtype, or no compiler; see `compiled`.
+      TypeError: arrays whose shapes or dtypes do not fit each other.
+    """
+    for reading in readings:
+        require_compiled(reading.q.dtype)
+    shapes = {reading.q.shape for reading in readings}
+    if len(shapes) > 1:
+        raise TypeError(f"readings side by side by queries of several shapes: {sorted(shapes)}")
+    arrays = [x for reading in readings for x in reading.arrays()]
+    axes = [
+        _BLOCKS if x.ndim == 5 and names is _ROWS else names
+        for x, names in zip(arrays, _AXES * len(readings), strict=True)
+    ]
+    offsets = tuple(reading.offset for reading in readings)
+    out = map_shards(functools.partial(_attend, offsets), *axes)(*arrays)
+    return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
 
 def attend_ranges(
@@ -35,82 +143,71 @@ def attend_ranges(
     offset: int = 0,
     mask_ns: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention in which query i sees the keys from `first` to `last`, both included.
-
-    On a mesh every device runs it on its own rows and heads.
-
-    Args:
-      q_nthk: float32 queries [n, t, h, k], already scaled.
-      k_nsgk: float32 keys [n, s, g, k]; g divides h, and neighbouring heads share keys.
-      v_nsgk: values of the same.
-      first_nt: int32 [n, t], the first key that a query sees.
-      last_nt: int32 [n, t], the last one; less than the first: it sees none.
-      bias_hm: float32 [h, m], added to the logits by distance, which of query i and key j is
-        `i + offset - j`; keys at a negative distance, or at m and more, are not seen. None: no
-        bias, and no limit.
-      offset: see there.
-      mask_ns: float32 [n, s], added to the logits of a key: 0, or `tiles.MASKED` to hide it. No
-        derivative is taken by it.
-
-    Returns:
-      [n, t, h, k]; a query that sees no key gives zero.
-
-    Raises:
-      UsageError: another platform or dtype, or no compiler; see `compiled`.
-      TypeError: arrays whose shapes or dtypes do not fit each other.
-    """
-    require_compiled(q_nthk.dtype)
-    n, t, h, k = q_nthk.shape
-    _, s, g, _ = k_nsgk.shape
-    given = [(k_nsgk, (n, s, g, k)), (v_nsgk, (n, s, g, k))]
-    given += [] if bias_hm is None else [(bias_hm, (h, bias_hm.shape[-1]))]
-    given += [] if mask_ns is None else [(mask_ns, (n, s))]
-    if h % g or any(x.shape != shape or x.dtype != jnp.float32 for x, shape in given):
-        found = ", ".join(f"{x.dtype}{list(x.shape)}" for x, _ in given)
-        raise TypeError(f"queries float32{[n, t, h, k]} do not fit the other arrays: {found}")
-    if k_nsgk.shape[2] < h and not on_one_cpu_device():  # a device may hold heads without theirs
-        k_nsgk, v_nsgk = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (k_nsgk, v_nsgk))
-    bias_hm = jnp.zeros((h, 0), jnp.float32) if bias_hm is None else bias_hm
-    mask_ns = jnp.zeros((n, 0), jnp.float32) if mask_ns is None else mask_ns
-    rows, of_token = ("batch", None, "heads", None), ("batch", None)
-    run = map_shards(
-        functools.partial(_attend, offset), rows, rows, rows, of_token, of_token,
-        ("heads", None), of_token,
+    """`attend_readings` of one reading with scaled queries and keys in one piece: [n, t, h, k]."""
+    return attend_readings(
+        Reading(
+            q_nthk, (k_nsgk,), (v_nsgk,), first_nt, last_nt, bias=bias_hm, offset=offset,
+            mask=mask_ns,
+        )
     )
-    ranges = (jnp.broadcast_to(x, (n, t)).astype(jnp.int32) for x in (first_nt, last_nt))
-    return run(q_nthk, k_nsgk, v_nsgk, *ranges, bias_hm, mask_ns)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(offset: int, q, k, v, first_nt, last_nt, bias_hm, mask_ns) -> jax.Array:
-    return _attend_forward(offset, q, k, v, first_nt, last_nt, bias_hm, mask_ns)[0]
+def _attend(offsets: tuple[int, ...], *arrays: jax.Array) -> jax.Array:
+    return _attend_forward(offsets, *arrays)[0]
 
 
-def _attend_forward(offset: int, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    q_nthk = arrays[0]
-    n, t, h, _ = q_nthk.shape
-    top_nht = jax.ShapeDtypeStruct((n, h, t), jnp.float32)
-    out, top = _call("forward", offset, (q_nthk, top_nht), *arrays)
-    return out, (*arrays, out, top)
+def _attend_forward(
+    offsets: tuple[int, ...], *arrays: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    b, t, _, h, k = arrays[0].shape
+    heads = jax.ShapeDtypeStruct((b, t, len(offsets), h, k), jnp.float32)
+    tops = [jax.ShapeDtypeStruct((b, h, t), jnp.float32)] * len(offsets)
+    out, *tops = _call("forward", offsets, [heads, *tops], *arrays)
+    return out, (*arrays, out, *tops)
 
 
 def _attend_backward(
-    offset: int, kept: tuple[jax.Array, ...], dout: jax.Array
+    offsets: tuple[int, ...], kept: tuple[jax.Array, ...], dout: jax.Array
 ) -> tuple[jax.Array | np.ndarray, ...]:
-    q, k, v, first_nt, _, bias_hm, mask_ns = kept[:7]
-    dbias_nhm = jax.ShapeDtypeStruct((q.shape[0], *bias_hm.shape), jnp.float32)
-    dq, dk, dv, dbias = _call("backward", offset, (q, k, v, dbias_nhm), *kept, dout)
-    of_range = np.zeros(first_nt.shape, jax.dtypes.float0)
-    return dq, dk, dv, of_range, of_range, dbias.sum(axis=0), jnp.zeros_like(mask_ns)
+    readings = _by_reading(offsets, kept)
+    outs = []
+    for x in readings:
+        rows, h = x[0].shape[0] * _num_blocks(x), x[0].shape[3]
+        scale = (rows, h) if x[_SCALE].size else (0,)
+        outs += [x[0], *x[_KEYS], jax.ShapeDtypeStruct((rows, *x[_BIAS].shape), jnp.float32)]
+        outs += [jax.ShapeDtypeStruct(scale, jnp.float32)]
+    found = _call("backward", offsets, outs, *kept, dout)
+    each = len(found) // len(offsets)
+    grads = []
+    for p, x in enumerate(readings):
+        *dqkv, dbias, dscale = found[p * each : (p + 1) * each]
+        dscale = dscale.sum(axis=0) if x[_SCALE].size else x[_SCALE]
+        grads += [
+            *dqkv, *(np.zeros(a.shape, jax.dtypes.float0) for a in x[5:7]), dbias.sum(axis=0),
+            jnp.zeros_like(x[_MASK]), dscale, np.zeros((2,), jax.dtypes.float0),
+        ]
+    return tuple(grads)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(name: str, offset: int, outs: tuple, *arrays: jax.Array) -> list[jax.Array]:
-    (n, t, h, k), s, m = arrays[0].shape, arrays[1].shape[1], arrays[5].shape[1]
-    pairs = n * h * t * min(m or s, s)  # the most that may be read; plans count them
-    flops = {"forward": 2, "backward": 5}[name] * 2 * pairs * k
+def _by_reading(offsets: tuple[int, ...], arrays: Sequence) -> list[Sequence]:
+    return [arrays[p * len(_AXES) : (p + 1) * len(_AXES)] for p in range(len(offsets))]
+
+
+def _num_blocks(arrays: Sequence[jax.Array]) -> int:
+    """How many blocks of queries have keys of their own."""
+    return arrays[1].shape[0] if arrays[1].ndim == 5 else 1
+
+
+def _call(name: str, offsets: tuple[int, ...], outs: list, *arrays: jax.Array) -> list[jax.Array]:
+    flops = 0  # the most that there may be; plans count them
+    for x in _by_reading(offsets, arrays):
+        (b, t, _, h, k), s = x[0].shape, x[1].shape[-3] + x[3].shape[-3]
+        pairs = b * h * t * min(x[_BIAS].shape[1] or s, s)
+        flops += {"forward": 2, "backward": 5}[name] * 2 * pairs * k
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
     call = jax.ffi.ffi_call(TARGETS[f"attention_{name}"], shapes, vmap_method="sequential")
-    return call(*arrays, offset=np.int64(offset), flops=np.int64(flops))
+    return call(*arrays, offsets=np.array(offsets, np.int64), flops=np.int64(flops))

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError, constrain
 from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
+from jaxlab.nn.compiled_attention import Reading, attend_readings
 from jaxlab.nn.decode import RecurrentDecoding, StateReadingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell
@@ -23,6 +25,8 @@ from jaxlab.nn.segment import Segment
 from jaxlab.nn.tiles import MASKED, attend_heads
 
 STATE_KEYS = ("state_keys", "state_values")
+UNROLLED = 8
+"""So many blocks that are read by compiled code, whose programs are short, are not made a loop."""
 
 
 class StateReadingAttention(StateReadingDecoding, nnx.Module):
@@ -116,9 +120,13 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
             q_hntk, flat(state_keys), flat(state_values), kernel=self.attention.kernel
         )
         out_bthk = out_hntk.reshape(q_hbjtk.shape).transpose(1, 2, 3, 0, 4).reshape(q_bthk.shape)
-        doc_bjt = segment.doc_bt.reshape(b, j, w)
-        same_bt = (doc_bjt == doc_bjt[:, :, :1]).reshape(b, j * w)
-        return jnp.where(same_bt[:, :, None, None], out_bthk, 0)
+        return jnp.where(self._reads_state(segment)[:, :, None, None], out_bthk, 0)
+
+    def _reads_state(self, segment: Segment) -> jax.Array:
+        """Which tokens [b, t] are of the document that their block starts with."""
+        b, t = segment.doc_bt.shape
+        doc_bjt = segment.doc_bt.reshape(b, -1, self.attention.window)
+        return (doc_bjt == doc_bjt[:, :, :1]).reshape(b, t)
 
 
 class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
@@ -161,6 +169,8 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         """
         segment = segment_of(x_btd, segment)
         carry = self.init_carry(x_btd.shape[0]) if carry is None else carry
+        if self.attention.kernel == self.cell.kernel == "compiled":
+            return self._call_compiled(x_btd, segment, carry)
         q, k, v = self.attention.heads(x_btd)
         window_bthk, after = self.attention.read(q, k, v, segment, carry, key=key)
         state, read = self.scan_states(k, v, segment, carry)
@@ -170,6 +180,22 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         )
         read_bthk = self.read_state(x_btd, state_keys, state_values, segment)
         return self.output(window_bthk, read_bthk), {**after, "state": state}
+
+    def _call_compiled(
+        self, x_btd: jax.Array, segment: Segment, carry: Carry
+    ) -> tuple[jax.Array, Carry]:
+        """The same with one pass over window and state, and one over state and tokens a block."""
+        q, k, v = self.attention.projections(x_btd)
+        window, after = self.attention.reading(q, k, v, segment, carry)
+        state, (keys_jbrhk, values_jbrhk) = self._scan(
+            self.cell.read_compiled, k, v, segment, carry
+        )
+        state_last = jnp.where(self._reads_state(segment), self.cell.num_states - 1, -1)
+        own = Reading(
+            self.state_query(x_btd), (keys_jbrhk,), (values_jbrhk,), 0, state_last,
+            scale=jnp.abs(self.state_scale[...]), unit=(True,),
+        )
+        return self.attention.output(attend_readings(window, own)), {**after, "state": state}
 
     def init_carry(self, batch_size: int) -> Carry:
         """An empty window, and a state that is replaced by the initial one at the first start."""
@@ -199,6 +225,22 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
           The state [b, r, d]; by default the keys and values before each block, [j, h, b, r, k].
         """
         cell = self.cell if cell is None else cell
+
+        def of_heads(old_bwhk: jax.Array, new_bwhk: jax.Array) -> jax.Array:
+            x_bshk = jnp.concatenate([old_bwhk, new_bwhk], axis=1)
+            return self.attention.shared(x_bshk.transpose(2, 0, 1, 3))
+
+        def read(c_brd, keys, values, unit, bias_bs):
+            del unit  # all are normalised
+            return cell(c_brd, of_heads(*keys), of_heads(*values), bias_bs)
+
+        return self._scan(read, k, v, segment, carry)
+
+    def _scan(
+        self, read: Callable[..., tuple[jax.Array, Any]], k: jax.Array, v: jax.Array,
+        segment: Segment, carry: Carry,
+    ) -> tuple[jax.Array, Any]:
+        """`scan_states` by a function with the arguments of `BlockRecurrentCell.read_compiled`."""
         b, w = k.shape[0], self.attention.window
 
         # The scan reads block after block: each device takes all of them, once, not in every turn.
@@ -209,32 +251,42 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         def with_before(before: jax.Array, x_j: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.concatenate([before[None].astype(x_j.dtype), x_j[:-1]]), x_j
 
-        def of_heads(old_bwhk: jax.Array, new_bwhk: jax.Array) -> jax.Array:
-            x_bshk = jnp.concatenate([old_bwhk, new_bwhk], axis=1)
-            return self.attention.shared(x_bshk.transpose(2, 0, 1, 3))
-
         doc_jbw = constrain(
             segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None
         )
         initial = self.cell.initial_state(b)
 
         def block(c_brd, xs):
-            k_bwhk, v_bwhk, (old_doc_bw, doc_bw) = xs
+            keys, values, (old_doc_bw, doc_bw), unit = xs
             fresh_b = doc_bw[:, 0] != old_doc_bw[:, -1]
             c_brd = jnp.where(fresh_b[:, None, None], initial, c_brd)
             doc_bs = jnp.concatenate([old_doc_bw, doc_bw], axis=1)
             bias_bs = jnp.where(doc_bs == doc_bw[:, -1:], 0.0, MASKED)
-            c_next, read = cell(c_brd, of_heads(*k_bwhk), of_heads(*v_bwhk), bias_bs)
+            c_next, found = read(c_brd, keys, values, unit, bias_bs)
             split_b = doc_bw[:, 0] != doc_bw[:, -1]
-            return jnp.where(split_b[:, None, None], initial, c_next), read
+            return jnp.where(split_b[:, None, None], initial, c_next), found
 
+        # The keys before the first block come with the carry, normalised.
+        unit_j2 = np.full((doc_jbw.shape[0], 2), self.attention.scale is not None, np.int32)
+        unit_j2[0, 0] = 0
         xs = (
             with_before(carry["keys"], blocks(k)), with_before(carry["values"], blocks(v)),
-            with_before(segment.remembered(w), doc_jbw),
+            with_before(segment.remembered(w), doc_jbw), unit_j2,
         )
-        if self.cell.kernel == "compiled":  # plain tiles choose for themselves what they keep
-            block = jax.checkpoint(block, policy=keep_products)
-        return jax.lax.scan(block, carry["state"].astype(initial.dtype), xs)
+        num_blocks, compiled = unit_j2.shape[0], self.cell.kernel == "compiled"
+        # The last block stays outside of the scan: what it leaves in the state often has no
+        # gradient, as when the carry goes on in the next step, and is then not gone back through.
+        in_scan = 0 if compiled and num_blocks <= UNROLLED else num_blocks - 1
+        state, found = carry["state"].astype(initial.dtype), []
+        if in_scan:
+            # Plain tiles choose for themselves what they keep.
+            scanned = jax.checkpoint(block, policy=keep_products) if compiled else block
+            state, first = jax.lax.scan(scanned, state, jax.tree.map(lambda x: x[:in_scan], xs))
+            found.append(first)
+        for i in range(in_scan, num_blocks):
+            state, one = block(state, jax.tree.map(lambda x, i=i: x[i], xs))
+            found.append(jax.tree.map(lambda x: x[None], one))
+        return state, jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
 
 def keep_products(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.attention import head_scales, scale_queries
+from jaxlab.nn.compiled_attention import Reading, attend_readings
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
 from jaxlab.nn.state_update import SkipUpdate
@@ -105,6 +106,41 @@ class BlockRecurrentCell(nnx.Module):
         )
         c_next_brd = self.update(c_brd, heads_hbrk.transpose(1, 2, 0, 3))
         return c_next_brd.astype(c_brd.dtype), (keys, values)
+
+    def read_compiled(
+        self,
+        c_brd: jax.Array,
+        keys: tuple[jax.Array, jax.Array],
+        values: tuple[jax.Array, jax.Array],
+        unit: jax.Array,
+        bias_bs: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One block as the call computes it, by one pass of compiled code over state and tokens.
+
+        Args:
+          c_brd: the state before the block.
+          keys, values: of the block of tokens before, and of this one, [b, w, kv heads, k] each.
+          unit: int32 [2], which of the two have keys that are not normalised yet.
+          bias_bs: as in the call.
+
+        Returns:
+          The state after the block, and the keys, not normalised, and values [b, r, h, k] of the
+          state before it.
+        """
+        cn_brd = self._named(c_brd)
+        own_keys, own_values = self.key(cn_brd), self.value(cn_brd)
+        heads_brhk = attend_readings(
+            Reading(
+                self.query(cn_brd), (own_keys,), (own_values,), 0, self.num_states - 1,
+                scale=jnp.abs(self.scale[...]), unit=(True,),
+            ),
+            Reading(
+                self.token_query(cn_brd), keys, values, 0, bias_bs.shape[1] - 1, mask=bias_bs,
+                scale=jnp.abs(self.token_scale[...]), unit=unit,
+            ),
+        )
+        c_next_brd = self.update(c_brd, heads_brhk)
+        return c_next_brd.astype(c_brd.dtype), (own_keys, own_values)
 
     def initial_state(self, batch_size: int) -> jax.Array:
         """The learned start of a document, [b, r, d]."""

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled
-from jaxlab.nn.compiled_attention import attend_ranges
+from jaxlab.nn.compiled_attention import Reading, attend_ranges, attend_readings
 from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.objectives import next_token
 from jaxlab.train.program import read_program
@@ -86,6 +86,74 @@ def test_values_and_gradients_are_those_of_float64_sums(name):
     assert (np.asarray(got)[unseen] == 0).all()
     for grad, wanted in zip(pull(jnp.asarray(ct, jnp.float32)), want_grads, strict=True):
         np.testing.assert_allclose(grad, wanted, atol=3e-6 * max(1, np.abs(wanted).max(initial=0)))
+
+
+def of_length_one(x):
+    return x / jnp.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("h", "g", "k"), [(4, 4, 32), (4, 2, 20)], ids=["", "shared keys"])
+def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
+    """One of a window in two pieces, of which the second is normalised; one of keys by block."""
+    rng = np.random.default_rng(k)
+    b, t, old, new, blocks, r = 2, 132, 40, 140, 3, 70
+    shapes = {
+        "q": (b, t, h, k), "old": (b, old, g, k), "old_v": (b, old, g, k), "new": (b, new, g, k),
+        "new_v": (b, new, g, k), "bias": (h, 90), "scale": (h,), "q2": (b, t, h, k),
+        "state": (blocks, b, r, h, k), "state_v": (blocks, b, r, h, k), "scale2": (h,),
+    }
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    arrays["new"][:, 3] *= 1e-4  # as short as the epsilon under the root
+    arrays["q2"][:, 5] = 0.0
+    place_t = np.arange(t) + 48
+    first, last = place_t - rng.integers(0, 90, (b, t)), place_t - rng.integers(0, 3, (b, t))
+    mask = np.where(rng.random((b, old + new)) < 0.2, MASKED, 0.0)
+    last2 = np.where(rng.random((b, t)) < 0.3, -1, r - 1)
+
+    def ours(x):
+        window = Reading(
+            x["q"], (x["old"], x["new"]), (x["old_v"], x["new_v"]), first, last, bias=x["bias"],
+            offset=48, mask=jnp.asarray(mask, jnp.float32), scale=x["scale"], unit=(False, True),
+        )
+        state = Reading(
+            x["q2"], (x["state"],), (x["state_v"],), 0, last2, scale=x["scale2"], unit=(True,)
+        )
+        return attend_readings(window, state)
+
+    place_s = np.arange(old + new)
+    distance = place_t[:, None] - place_s
+    seen = (place_s >= first[..., None]) & (place_s <= last[..., None]) & (mask[:, None] == 0)
+    seen &= (distance >= 0) & (distance < 90)
+
+    def want(x):
+        keys = jnp.concatenate([x["old"], of_length_one(x["new"])], axis=1)
+        values = jnp.concatenate([x["old_v"], x["new_v"]], axis=1)
+        q = x["scale"][:, None] * of_length_one(x["q"])
+        window = exact(q, keys, values, x["bias"], seen[:, None], np.clip(distance, 0, 89))
+        q2 = (x["scale2"][:, None] * of_length_one(x["q2"])).reshape(b, blocks, -1, h, k)
+        read = [
+            exact(
+                q2[:, j], of_length_one(x["state"][j]), x["state_v"][j], x["bias"][:, :0],
+                (last2.reshape(b, blocks, -1)[:, j] >= 0)[:, None, :, None] & np.full(r, True), 0,
+            )
+            for j in range(blocks)
+        ]
+        return jnp.concatenate([window, jnp.concatenate(read, axis=1)], axis=2)
+
+    def value_and_pull(f, dtype):
+        x = {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
+        out, pull = jax.vjp(jax.jit(f), x)
+        ct = np.cos(np.arange(out.size)).reshape(out.shape)
+        return np.asarray(out), jax.tree.map(np.asarray, pull(jnp.asarray(ct, dtype))[0])
+
+    got, grads = value_and_pull(ours, jnp.float32)
+    with jax.enable_x64(True):
+        wanted, wanted_grads = value_and_pull(want, jnp.float64)
+    np.testing.assert_allclose(got, wanted, atol=4e-6)
+    for name, wanted in wanted_grads.items():
+        scale = max(1.0, np.abs(wanted).max())
+        np.testing.assert_allclose(grads[name], wanted, atol=4e-6 * scale, err_msg=name)
 
 
 @pytest.mark.usefixtures("compiler")
@@ -209,8 +277,8 @@ def loss_and_gradients(config):
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
     "change",
-    [{}, {"remat": True, "num_kv_heads": 1}, {"state_readers": (0,)}],
-    ids=["as it is", "rematerialised, shared keys", "with a reader of the state"],
+    [{}, {"remat": True, "num_kv_heads": 1}, {"state_readers": (0,)}, {"window": 4}],
+    ids=["as it is", "rematerialised, shared keys", "with a reader of the state", "many blocks"],
 )
 def test_a_recurrent_model_with_it_is_the_plain_model(change):
     config = dataclasses.replace(CONFIG, **change)
@@ -240,6 +308,15 @@ def test_no_product_of_a_model_with_it_is_left_to_plain_operations(change):
     # T5's table of biases is laid out by a small product.
     config = dataclasses.replace(CONFIG, position="rotary", **change)
     assert products(config) == 0 < products(dataclasses.replace(config, kernel="plain"))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_what_the_last_block_leaves_in_the_state_is_not_gone_back_through():
+    loss, arguments = loss_of(CONFIG)  # three blocks, the state read by the tokens of each
+    text = jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).as_text()
+    calls = {kind: text.count(f"@jaxlab_attention_{kind}(") for kind in ("forward", "backward")}
+    windows = 2  # the one of the recurrent layer reads the state too
+    assert calls == {"forward": windows + 3, "backward": windows + 2}
 
 
 @pytest.mark.usefixtures("compiler")
@@ -301,3 +378,10 @@ def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch):
         attend_ranges(
             jnp.ones((1, 4, 3, 4)), *[jnp.ones((1, 4, 2, 4))] * 2, *[jnp.zeros((1, 4), int)] * 2
         )
+    one, two = (jnp.ones((1, t, 1, 4)) for t in (4, 2))
+    readings = [Reading(x, (x,), (x,), 0, 0) for x in (one, two)]
+    with pytest.raises(TypeError, match=r"several shapes: \[\(1, 2, 1, 4\), \(1, 4, 1, 4\)\]"):
+        attend_readings(*readings)
+    blocks = jnp.ones((3, 1, 2, 1, 4))  # three, which do not divide four queries
+    with pytest.raises(TypeError, match=r"\[1, 4, 1, 4\] do not fit .*: float32\[3, 1, 2, 1, 4\]"):
+        attend_readings(Reading(one, (blocks,), (blocks,), 0, 0))
