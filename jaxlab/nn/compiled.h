@@ -4,14 +4,16 @@
 
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <utility>
-#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -92,14 +94,37 @@ void product(int rows, int width, int length, const float* a, int64_t row, int64
     columns<1>(rows, length, a, row, column, b + j, b_row, c + j, c_row, add);
 }
 
-// Scratch memory of a thread, kept between calls.
+// Pages of its own, outside of the heap: what lies there during a step would keep the step's
+// temporaries, which are the largest of all, from the place that they had before.
+class Pages {
+ public:
+  ~Pages() { give_back(); }
+  float* at_least(size_t floats) {
+    const size_t bytes = floats * sizeof(float);
+    if (bytes > bytes_) {
+      give_back();
+      void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+      if (found == MAP_FAILED) throw std::bad_alloc();
+      at_ = found, bytes_ = bytes;
+    }
+    return static_cast<float*>(at_);
+  }
+
+ private:
+  void give_back() {
+    if (bytes_) munmap(at_, bytes_);
+    bytes_ = 0;
+  }
+  void* at_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Scratch memory of a thread, kept between calls; what is taken lies at cache lines.
 class Scratch {
  public:
   explicit Scratch(size_t floats) {
-    static thread_local std::vector<float> memory;
-    if (memory.size() < floats + 16) memory.resize(floats + 16);
-    next_ = memory.data();
-    next_ += (64 - reinterpret_cast<uintptr_t>(next_) % 64) % 64 / sizeof(float);
+    static thread_local Pages pages;
+    next_ = pages.at_least(floats + 16);
   }
   float* take(int64_t floats) {
     float* result = next_;

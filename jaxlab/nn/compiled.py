@@ -32,7 +32,7 @@ COMPILERS = ("c++", "g++", "clang++")
 
 TARGETS = {
     name: f"jaxlab_{name}"
-    for name in ("attention_forward", "attention_backward", "matrix_product")
+    for name in ("attention_forward", "attention_backward", "matrix_product", "rectify")
 }
 """Names under which XLA calls the code, by those that the code has."""
 

@@ -129,7 +129,25 @@ ffi::Error run_product(ffi::ThreadPool pool, Floats x, Floats y, Result out, boo
   return ffi::Error::Success();
 }
 
+// max(x, 0), a piece of kSmall numbers at a time.
+ffi::Error run_rectify(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t size = x.element_count();
+  const float* from = reinterpret_cast<const float*>(x.untyped_data());
+  float* to = reinterpret_cast<float*>(out->untyped_data());
+  on_threads(pool, (size + kSmall - 1) / kSmall, [&](int64_t piece) {
+    const int64_t end = std::min<int64_t>(size, (piece + 1) * kSmall);
+    for (int64_t i = piece * kSmall; i < end; ++i) to[i] = from[i] < 0 ? 0.0f : from[i];
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectify, run_rectify,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(matrix_product, run_product,
                               ffi::Ffi::Bind()

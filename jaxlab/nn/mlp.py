@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,16 +10,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlab.nn.bilinear import on_one_cpu_device
+from jaxlab.nn.compiled import TARGETS, require_compiled
 from jaxlab.nn.initialisers import projection
 
 
+def relu(
+    x: jax.Array, *, kernel: Literal["plain", "pallas", "compiled"] = "plain"
+) -> jax.Array:
+    """`max(x, 0)`; its derivative, 0 at 0, keeps the result instead of the input.
+
+    XLA may find it cheaper for the derivative to compute it again from the input, and then keeps
+    both. With kernel 'compiled', in float32 on one CPU device, compiled code writes the result over
+    the input.
+    """
+    if kernel == "compiled" and x.dtype == jnp.float32 and on_one_cpu_device():
+        require_compiled(x.dtype)
+        return _compiled_relu(x)
+    return _relu(x)
+
+
 @jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`; its derivative, 0 at 0, keeps the result instead of the input."""
+def _relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-relu.defjvps(lambda tangent, result, _: jnp.where(result > 0, tangent, 0))
+@jax.custom_jvp
+def _compiled_relu(x: jax.Array) -> jax.Array:
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ffi.ffi_call(
+        TARGETS["rectify"], result, input_output_aliases={0: 0}, vmap_method="broadcast_all"
+    )(x)
+
+
+for _each in (_relu, _compiled_relu):
+    _each.defjvps(lambda tangent, result, _: jnp.where(result > 0, tangent, 0))
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": relu,
@@ -36,7 +62,7 @@ class MLP(nnx.Module):
       activation: a name of `ACTIVATIONS`.
       gated: GLU variant (arXiv 2002.05202); 'gelu' gives GEGLU, 'silu' SwiGLU.
       use_bias: of every projection.
-      kernel: what computes them, see `products.matmul`.
+      kernel: what computes them, see `products.matmul` and `relu`.
       dtype: of the computation; parameters are float32.
     """
 
@@ -60,10 +86,12 @@ class MLP(nnx.Module):
         self.up = into()
         self.gate = into() if gated else None
         self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
-        self.activation = activation
+        self.activation, self.kernel = activation, kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d] to [..., d]."""
         act = ACTIVATIONS[self.activation]
+        if act is relu:
+            act = functools.partial(relu, kernel=self.kernel)
         hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
         return self.down(hidden)

@@ -145,16 +145,17 @@ class SingleUpdate(nnx.Module):
         self.up = projection(heads, mlp_dim, ("heads", None, "mlp"), **how)
         self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
         self.gate = gate(width, (mlp_dim,), **how)
+        self.kernel = kernel
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
-        hidden_brf = relu(self.up(heads_brhk))
+        hidden_brf = relu(self.up(heads_brhk), kernel=self.kernel)
         return self.gate(c_brd, jnp.tanh(self.down(hidden_brf)), hidden_brf)
 
     def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the gate keeps and takes for these heads; see `Gate.values`."""
         del c_brd
-        return self.gate.values(relu(self.up(heads_brhk)))
+        return self.gate.values(relu(self.up(heads_brhk), kernel=self.kernel))
 
 
 class DualUpdate(nnx.Module):
@@ -174,17 +175,18 @@ class DualUpdate(nnx.Module):
         self.up = projection(width, mlp_dim, ("embed", "mlp"), **how)
         self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
         self.gate = gate(width, (mlp_dim,), **how)
+        self.kernel = kernel
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
         c_brd = self.attention(c_brd, heads_brhk)
-        hidden_brf = relu(self.up(self.norm(c_brd)))
+        hidden_brf = relu(self.up(self.norm(c_brd)), kernel=self.kernel)
         return self.gate(c_brd, self.down(hidden_brf), hidden_brf)
 
     def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the second gate keeps and takes for these heads; see `Gate.values`."""
         c_brd = self.attention(c_brd, heads_brhk)
-        return self.gate.values(relu(self.up(self.norm(c_brd))))
+        return self.gate.values(relu(self.up(self.norm(c_brd)), kernel=self.kernel))
 
 
 GATES: dict[str, Callable[..., nnx.Module]] = {
