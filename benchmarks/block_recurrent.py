@@ -19,7 +19,8 @@ For each preset (forward and backward, float32, state carried, no optimiser):
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
 and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
 and we take turns, `--rounds` times.
-Times are process CPU seconds, the least of `--steps` a round, variants taking turns.
+Times are process CPU seconds. Variants take turns, step by step, `--steps` in a round; ratios of
+two variants are the median of those within a turn, rates are those of the best step.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import operator
 import os
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -95,12 +98,12 @@ def take_turns(
     num_rounds: int,
     between: Callable[[], None],
 ) -> dict[str, list[float]]:
-    """CPU seconds of every step of every run; `between` is called before each round."""
+    """CPU seconds of every step of every run, in turns; `between` is called before each round."""
     seconds = {name: [] for name in runs}
     for _ in range(num_rounds):
         between()
-        for name, run in runs.items():
-            for _ in range(num_steps):
+        for _ in range(num_steps):
+            for name, run in runs.items():
                 start = time.process_time()
                 run()
                 seconds[name].append(time.process_time() - start)
@@ -143,6 +146,11 @@ def measure(
     between = (lambda: None) if peer is None else lambda: peers.append(run_peer(peer, name))
     seconds = take_turns(runs, num_steps, num_rounds, between)
     best = {key: min(times) for key, times in seconds.items()}
+
+    def over(key: str, base: str) -> float:
+        """What a step takes of another one of the same turn, in the median."""
+        return round(statistics.median(map(operator.truediv, seconds[key], seconds[base])), 3)
+
     tokens = preset["batch"] * preset["length"]
     useful, product_flops = built["recurrent"][1] / best["recurrent"], 2 * 2048**3 / best["product"]
     theirs = {}
@@ -160,9 +168,9 @@ def measure(
         "useful_gflops": round(useful / 1e9, 1),
         "matmul_gflops": round(product_flops / 1e9, 1),
         "matmul_share": round(useful / product_flops, 3),
-        "recurrent_over_slide": round(best["recurrent"] / best["slide"], 3),
+        "recurrent_over_slide": over("recurrent", "slide"),
         "flops_over_slide": round(built["recurrent"][1] / built["slide"][1], 3),
-        "double_segment": round(best["double"] / best["recurrent"], 3),
+        "double_segment": over("double", "recurrent"),
         **theirs,
         "first_step_cpu_s": round(first, 1),
         "compilations_after_first_step": len(compilations),
