@@ -131,7 +131,7 @@ class Attention(RingDecoding, nnx.Module):
           the segment without one (a cache can be filled from them); None if not causal.
         """
         if self.kernel == "compiled":
-            reading, carry = self.reading(*self.projections(x_btd), segment, carry)
+            reading, carry = self.reading(*self.projections(x_btd, context_bsd), segment, carry)
             return self.output(attend_readings(reading)), carry
         values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry, key=key)
         return self.output(values_bthk), carry

@@ -483,36 +483,43 @@ ffi::ErrorOr<std::vector<ffi::AnyBuffer>> arguments(const Buffers& x) {
   return result;
 }
 
+// work(readings, arguments, results).
+template <typename Work>
+ffi::Error run(ffi::RemainingArgs args, ffi::RemainingRets results,
+               ffi::Span<const int64_t> offsets, const Work& work) {
+  const auto in = arguments(args), out = arguments(results);
+  if (!in.has_value()) return in.error();
+  if (!out.has_value()) return out.error();
+  work(readings(*in, offsets), *in, *out);
+  return ffi::Error::Success();
+}
+
+using Buffers = std::vector<ffi::AnyBuffer>;
+
 // Results: the heads of all readings [b, t, readings, h, k], and the logsumexp of each.
 ffi::Error run_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
                        ffi::Span<const int64_t> offsets, int64_t) {
-  auto in = arguments(args), out = arguments(results);
-  if (!in.has_value()) return in.error();
-  if (!out.has_value()) return out.error();
-  const auto all = readings(*in, offsets);
-  for_each(pool, all, [&](size_t p, int64_t row, int64_t group) {
-    forward(all[p], row, group, data<float>((*out)[0]), data<float>((*out)[1 + p]));
+  return run(args, results, offsets, [&](const auto& all, const Buffers&, const Buffers& out) {
+    for_each(pool, all, [&](size_t p, int64_t row, int64_t group) {
+      forward(all[p], row, group, data<float>(out[0]), data<float>(out[1 + p]));
+    });
   });
-  return ffi::Error::Success();
 }
 
 // After the arrays of the readings come what forward gave, and the derivative by its heads.
 ffi::Error run_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Span<const int64_t> offsets, int64_t) {
-  auto in = arguments(args), out = arguments(results);
-  if (!in.has_value()) return in.error();
-  if (!out.has_value()) return out.error();
-  const auto all = readings(*in, offsets);
-  const ffi::AnyBuffer* rest = in->data() + all.size() * kInputs;
-  for_each(pool, all, [&](size_t p, int64_t row, int64_t group) {
-    const ffi::AnyBuffer* to = out->data() + p * kDerivatives;
-    const Derivatives d{data<float>(to[0]), {data<float>(to[1]), data<float>(to[3])},
-                        {data<float>(to[2]), data<float>(to[4])}, data<float>(to[5]),
-                        data<float>(to[6])};
-    backward(all[p], row, group, data<const float>(rest[0]), data<const float>(rest[1 + p]),
-             data<const float>(rest[1 + all.size()]), d);
+  return run(args, results, offsets, [&](const auto& all, const Buffers& in, const Buffers& out) {
+    const ffi::AnyBuffer* rest = in.data() + all.size() * kInputs;
+    for_each(pool, all, [&](size_t p, int64_t row, int64_t group) {
+      const ffi::AnyBuffer* to = out.data() + p * kDerivatives;
+      const Derivatives d{data<float>(to[0]), {data<float>(to[1]), data<float>(to[3])},
+                          {data<float>(to[2]), data<float>(to[4])}, data<float>(to[5]),
+                          data<float>(to[6])};
+      backward(all[p], row, group, data<const float>(rest[0]), data<const float>(rest[1 + p]),
+               data<const float>(rest[1 + all.size()]), d);
+    });
   });
-  return ffi::Error::Success();
 }
 
 auto binding() {

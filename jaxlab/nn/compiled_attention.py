@@ -70,6 +70,13 @@ class Reading:
         Raises:
           TypeError: shapes or dtypes that do not fit each other.
         """
+        count = len(self.keys)
+        unit = jnp.asarray([False] * count if self.unit is None else self.unit, jnp.int32)
+        if count not in (1, 2) or len(self.values) != count or unit.shape != (count,):
+            raise TypeError(
+                f"keys in {count} pieces, values in {len(self.values)} and unit of shape "
+                f"{unit.shape}; expected one or two of each"
+            )
         (b, t, h, k), s, g = self.q.shape, self.num_keys(), self.keys[0].shape[-2]
         blocks = self.keys[0].shape[:-4]  # of queries, with keys of their own
         shapes = [(*blocks, b, x.shape[-3], g, k) for x in self.keys]
@@ -77,16 +84,15 @@ class Reading:
         given += [] if self.bias is None else [(self.bias, (h, self.bias.shape[-1]))]
         given += [] if self.mask is None else [(self.mask, (b, s))]
         given += [] if self.scale is None else [(self.scale, (h,))]
-        whole = h % g == 0 and (not blocks or (len(self.keys) == 1 and t % blocks[0] == 0))
+        whole = h % g == 0 and (not blocks or (count == 1 and t % blocks[0] == 0))
         if not whole or any(x.shape != to or x.dtype != jnp.float32 for x, to in given):
             found = ", ".join(f"{x.dtype}{list(x.shape)}" for x, _ in given)
             raise TypeError(f"queries float32{[b, t, h, k]} do not fit the other arrays: {found}")
         pieces = [x for pair in zip(self.keys, self.values, strict=True) for x in pair]
         if g < h and not on_one_cpu_device():  # a device may hold heads without theirs
             pieces = [jnp.repeat(x, h // g, axis=-2) for x in pieces]
-        if len(pieces) == 2:
+        if count == 1:
             pieces += [jnp.zeros((b, 0, pieces[0].shape[-2], k), jnp.float32)] * 2
-        unit = jnp.zeros(2, jnp.int32) if self.unit is None else jnp.asarray(self.unit, jnp.int32)
         return (
             self.q[:, :, None], *pieces,
             *(jnp.broadcast_to(x, (b, t)).astype(jnp.int32) for x in (self.first, self.last)),

@@ -319,6 +319,19 @@ def test_what_the_last_block_leaves_in_the_state_is_not_gone_back_through():
     assert calls == {"forward": windows + 3, "backward": windows + 2}
 
 
+def test_plain_operations_do_not_go_back_through_it_either():
+    loss, arguments = loss_of(dataclasses.replace(CONFIG, kernel="plain"))
+
+    def products(weight):
+        def total(params, carry):
+            value, after = loss(params, carry)
+            return value + weight * after["blocks"]["1"]["state"].sum() if weight else value
+
+        return jax.jit(jax.grad(total)).lower(*arguments).as_text().count("dot_general")
+
+    assert products(0) < products(1)
+
+
 @pytest.mark.usefixtures("compiler")
 def test_it_says_its_flops_to_plans():
     (q, k, v, bias), ranges, _, offset, *_ = problem(2, 24, 40, 4, 2, 8, 17)
@@ -382,6 +395,8 @@ def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch):
     readings = [Reading(x, (x,), (x,), 0, 0) for x in (one, two)]
     with pytest.raises(TypeError, match=r"several shapes: \[\(1, 2, 1, 4\), \(1, 4, 1, 4\)\]"):
         attend_readings(*readings)
+    with pytest.raises(TypeError, match=r"keys in 2 pieces, values in 1 and unit of shape \(1,\)"):
+        attend_readings(Reading(one, (one, one), (one,), 0, 0, unit=(True,)))
     blocks = jnp.ones((3, 1, 2, 1, 4))  # three, which do not divide four queries
     with pytest.raises(TypeError, match=r"\[1, 4, 1, 4\] do not fit .*: float32\[3, 1, 2, 1, 4\]"):
         attend_readings(Reading(one, (blocks,), (blocks,), 0, 0))
