@@ -98,12 +98,12 @@ def take_turns(
     num_rounds: int,
     between: Callable[[], None],
 ) -> dict[str, list[float]]:
-    """CPU seconds of every step of every run, in turns; `between` is called before each round."""
+    """CPU seconds of every step of every run; `between` is called before each round."""
     seconds = {name: [] for name in runs}
     for _ in range(num_rounds):
         between()
-        for _ in range(num_steps):
-            for name, run in runs.items():
+        for name, run in runs.items():
+            for _ in range(num_steps):
                 start = time.process_time()
                 run()
                 seconds[name].append(time.process_time() - start)
@@ -142,9 +142,12 @@ def measure(
     for run in runs.values():
         run()
     compilations.clear()
-    peers = []
-    between = (lambda: None) if peer is None else lambda: peers.append(run_peer(peer, name))
-    seconds = take_turns(runs, num_steps, num_rounds, between)
+    peers, seconds = [], {key: [] for key in runs}
+    for _ in range(num_rounds):
+        if peer is not None:
+            peers.append(run_peer(peer, name))
+        for key, times in take_turns(runs, 1, num_steps, lambda: None).items():
+            seconds[key] += times
     best = {key: min(times) for key, times in seconds.items()}
 
     def over(key: str, base: str) -> float:
