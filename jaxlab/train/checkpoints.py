@@ -26,14 +26,14 @@ from jaxlab.core import (
     on_main_host,
 )
 from jaxlab.train.background import Background
-from jaxlab.train.joined import join, joined_paths, split
+from jaxlab.train.joined import join, joined_paths, parts_of, split
 from jaxlab.train.joined import targets as targets_of
 from jaxlab.train.manifest import (
     ARRAY_ITEMS,
-    Sums,
     by_path,
     carry_has_other_rows,
     checksums_of,
+    checksums_on_host,
     items_of,
     leaves_of,
     params_targets,
@@ -161,7 +161,7 @@ class Checkpoints:
                 "caller": dict(meta or {}) | {"jaxlab": __version__},
                 "leaves": taken.leaves,
                 "joined": taken.joined,
-                "checksums": checksums_of(taken.sums),
+                "checksums": taken.checksums(),
             }
             arrays = {name: ItemSave(item) for name, item in taken.items.items()}
             self._manager.save(
@@ -453,7 +453,7 @@ class _Taken(NamedTuple):
     items: dict[str, dict[str, jax.Array]]
     leaves: dict[str, list[Any]]
     joined: dict[str, list[str]]
-    sums: Sums
+    checksums: Callable[[], dict[str, int]]
 
 
 def _taken(state: TrainState) -> _Taken:
@@ -461,8 +461,17 @@ def _taken(state: TrainState) -> _Taken:
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays]
     paths, leaves, joined = _layout(tree, tuple(shapes))
     found = dict(zip(paths, arrays, strict=True))
-    saved = join(found, joined, copy=_beside_steps())
-    return _Taken(_in_items(saved), leaves, joined, sums_of(found))
+    beside = _beside_steps()
+    saved = join(found, joined, copy=beside)
+    if beside:
+        # Of the copies, when they are written: the next step need not wait for them.
+        of_shapes = dict(zip(paths, shapes, strict=True))
+        return _Taken(
+            _in_items(saved), leaves, joined,
+            lambda: checksums_on_host(parts_of(saved, of_shapes, joined)),
+        )
+    sums = sums_of(found)
+    return _Taken(_in_items(saved), leaves, joined, lambda: checksums_of(sums))
 
 
 @functools.lru_cache(maxsize=8)

@@ -70,16 +70,32 @@ def split(
     found: Mapping[str, Any], leaves: Mapping[str, Any], joined: Joined
 ) -> dict[str, jax.Array]:
     """The inverse of `join`, for what was read of `targets`: each array where its leaf lies."""
-    arrays = {path: found[path] for path in _apart(leaves, joined)}
+    apart = set(_apart(leaves, joined))
+    parts = parts_of(found, leaves, joined)
+    return {
+        path: part if path in apart else _placed(part, leaves[path].sharding)
+        for path, part in parts.items()
+    }
+
+
+def parts_of(
+    found: Mapping[str, Any], leaves: Mapping[str, Any], joined: Joined
+) -> dict[str, Any]:
+    """Each array of what `join` gave or `targets` read; those of a joined one as the host's views.
+
+    Args:
+      found: by path; a joined array may be missing, and then its parts are.
+      leaves: arrays or shapes by path.
+      joined: see `joined_paths`.
+    """
+    parts = {path: found[path] for path in _apart(leaves, joined)}
     for name, paths in joined.items():
         if name not in found:
             continue
-        sizes = [math.prod(leaves[path].shape) for path in paths]
-        parts = np.split(np.asarray(found[name]), np.cumsum(sizes)[:-1])
-        for path, part in zip(paths, parts, strict=True):
-            leaf = leaves[path]
-            arrays[path] = _placed(part.reshape(leaf.shape), leaf.sharding)
-    return arrays
+        shapes = [leaves[path].shape for path in paths]
+        flat = np.split(np.asarray(found[name]), np.cumsum([math.prod(s) for s in shapes])[:-1])
+        parts |= {p: x.reshape(s) for p, x, s in zip(paths, flat, shapes, strict=True)}
+    return parts
 
 
 def _apart(leaves: Iterable[str], joined: Joined) -> list[str]:

@@ -82,6 +82,15 @@ def checksums_of(sums: Sums) -> dict[str, int]:
     return dict(zip(sums.paths, np.asarray(sums.values).tolist(), strict=True))
 
 
+def checksums_on_host(leaves: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
+    """What `sums_of` gives, counted by the host: no program of the devices runs for it.
+
+    Args:
+      leaves: arrays by path, in the host's memory; those of devices with all their shards.
+    """
+    return {path: _checksum_on_host(leaf) for path, leaf in leaves.items()}
+
+
 def require_same_leaves(saved: Leaves, items: Mapping[str, Any], step: int) -> None:
     """Checks that a checkpoint's leaves are those of `items`.
 
@@ -135,3 +144,18 @@ def _checksum(x: jax.Array) -> jax.Array:
     if x.dtype != jnp.bool_:
         x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     return x.sum(dtype=jnp.uint32)
+
+
+def _checksum_on_host(x: jax.Array | np.ndarray) -> int:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if isinstance(x, np.ndarray):
+        return _bits_sum(x)
+    shards = [np.asarray(shard.data) for shard in x.addressable_shards if shard.replica_id == 0]
+    return sum(_bits_sum(shard) for shard in shards) % 2**32
+
+
+def _bits_sum(x: np.ndarray) -> int:
+    if x.dtype != np.bool_:
+        x = x.view(f"uint{8 * x.dtype.itemsize}")
+    return int(x.sum(dtype=np.uint32))

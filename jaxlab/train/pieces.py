@@ -77,12 +77,14 @@ class ItemRestore(StandardRestore):
 
 
 class _Later(ocp.future.Future):
-    """Work that is done when its result is asked for."""
+    """Work that is done when its result is asked for, once, and then let go of with its arrays."""
 
     def __init__(self, work: Callable[[], None]):
-        self._work = work
+        self._work: Callable[[], None] | None = work
 
     def result(self, timeout: float | None = None) -> None:
         """Does it."""
         del timeout  # the save as a whole has one
-        self._work()
+        work, self._work = self._work, None
+        if work is not None:
+            work()

@@ -8,7 +8,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab.train import joined as room
-from jaxlab.train.joined import join, joined_paths, split, targets
+from jaxlab.train.joined import join, joined_paths, parts_of, split, targets
+from jaxlab.train.manifest import checksums_of, checksums_on_host, sums_of
 
 
 @pytest.fixture
@@ -54,6 +55,12 @@ def test_small_arrays_that_are_whole_everywhere_go_together_and_come_back(
     del back["train/key"]
     for path, array in back.items():
         np.testing.assert_array_equal(array, leaves[path])
+
+
+def test_the_host_counts_the_checksums_that_the_devices_count(leaves):
+    together = joined_paths(leaves)
+    copies = join(leaves, together, copy=True)
+    assert checksums_on_host(parts_of(copies, leaves, together)) == checksums_of(sums_of(leaves))
 
 
 def test_one_item_comes_back_without_the_others(leaves):
