@@ -197,7 +197,7 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
 
     from jaxlab.core import View
     from jaxlab.objectives import next_token
-    from jaxlab.train import return_memory
+    from jaxlab.train import keep_place
 
     view = View.of(model)
     tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
@@ -222,7 +222,7 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
     def run() -> None:
         if "step" not in held:
             held["step"] = step.lower(view.params, held["carry"], batch).compile()
-            return_memory()
+            keep_place(held["step"].memory_analysis().temp_size_in_bytes)
         value, held["carry"], grads = held["step"](view.params, held["carry"], batch)
         jax.block_until_ready((value, held["carry"], grads))
 

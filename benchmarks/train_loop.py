@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -81,6 +82,7 @@ def main() -> None:
         "outside_step_share": round(run.seconds.outside_step / total, 4),
         "save_delay": clock.delays(every),
         "parts_s": {k: round(v, 4) for k, v in dataclasses.asdict(run.seconds).items()},
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "devices": jax.device_count(),
         "jax": jax.__version__,
     }))

@@ -15,6 +15,7 @@ from jaxlab.train.hooks import Evaluate as Evaluate
 from jaxlab.train.hooks import Hook as Hook
 from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
 from jaxlab.train.hooks import Writer as Writer
+from jaxlab.train.host import keep_place as keep_place
 from jaxlab.train.host import return_memory as return_memory
 from jaxlab.train.host import reuse_memory as reuse_memory
 from jaxlab.train.kernels import kernel_shape as kernel_shape
@@ -75,9 +76,9 @@ __all__ = [
     "Step", "StopOnNaN", "StopOnSignal", "StopOnSpike", "TrainConfig", "TrainState",
     "TrainingDiverged", "TrainingInterrupted", "Watchdog", "Writer", "build_optimizer",
     "capacity_matched", "connect", "densities", "describe", "fit", "init_state", "keep_largest",
-    "kernel_shape", "layer_densities", "load_model", "main", "make_eval", "make_masks",
-    "make_step", "mask_report", "masks", "masks_of", "metric_names", "plan_state", "prunable",
-    "python_command", "repeat_command", "rescale", "restore_params", "return_memory",
+    "keep_place", "kernel_shape", "layer_densities", "load_model", "main", "make_eval",
+    "make_masks", "make_step", "mask_report", "masks", "masks_of", "metric_names", "plan_state",
+    "prunable", "python_command", "repeat_command", "rescale", "restore_params", "return_memory",
     "reuse_memory", "run_training", "schedule", "sparse_init", "sparsify", "start_sparse",
     "values_of", "with_command",
 ]

@@ -64,10 +64,11 @@ class SaveCheckpoint(Hook):
     def start(self, run: Run) -> None:
         """Takes note of where the run begins: until there is a step there is nothing to save."""
         self._begun = run.step
-        self._checkpoints.prepare(run.state)
 
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""
+        if run.step - 1 == self._begun:  # where that step is compiled, and its place is kept
+            self._checkpoints.prepare(run.state)
         self._checkpoints.check()
         if run.step % self._save_every == 0:
             self._save(run)

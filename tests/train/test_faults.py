@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -330,7 +331,7 @@ def test_a_shard_is_read_again_and_named_where_that_does_not_help(
         (folder / f"{number}.txt").write_text("abcdefgh" * (number % 3 + 1))
     runs = {}
     read_bytes, waits = pathlib.Path.read_bytes, []
-    monkeypatch.setattr(reading.time, "sleep", waits.append)
+    monkeypatch.setattr(reading, "time", types.SimpleNamespace(sleep=waits.append))
     for name, failures in (("sound", 0), ("passing", 3), ("lasting", 4)):
         left = [failures]
 

@@ -76,6 +76,38 @@ def test_the_largest_block_keeps_its_place_beside_what_lives_on():
     assert int(done.stdout) == 0
 
 
+KEPT_PLACE = """
+import sys
+import numpy as np
+from jaxlab.train import host
+
+assert host.reuse_memory()
+if sys.argv[1] == "keep":
+    host.keep_place(2**26, 2)
+
+def places():  # of the temporaries of two devices, and of what lies beside them
+    blocks = [np.empty(2**26, np.uint8) for _ in range(2)]
+    beside.append(np.empty(2**23, np.uint8))
+    return {block.ctypes.data for block in blocks}
+
+beside = [np.empty(2**22, np.uint8)]
+seen = set()
+for _ in range(3):
+    seen |= places()
+    beside.append(np.empty(3 * 2**20, np.uint8))
+print(len(seen))
+"""
+
+
+@pytest.mark.parametrize("how", ["keep", "leave"])
+def test_temporaries_smaller_than_the_nursery_keep_their_places_where_asked(how):
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_PLACE, how], env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=True,
+    )
+    assert (int(done.stdout) == 2) is (how == "keep")
+
+
 RETURNED = """
 import resource
 import numpy as np

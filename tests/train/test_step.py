@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +66,29 @@ def test_nothing_is_compiled_after_the_first_step(toy, eight):
         jax.monitoring.unregister_event_duration_listener(listen)
     assert first == 1 and len(compiled) == 1
     assert step.num_compilations == 1
+
+
+def test_on_cpus_a_step_begins_when_the_one_before_is_done(toy, one):
+    done = []
+
+    def wait():
+        time.sleep(0.2)
+        done.append(True)
+        return np.float32(0)
+
+    def objective(model, batch, carry, key):
+        loss = toy.objective(model, batch, carry, key)
+        nothing = jax.pure_callback(wait, jax.ShapeDtypeStruct((), jnp.float32))
+        return dataclasses.replace(loss, value=loss.value + nothing)
+
+    optimizer, stream = optax.adam(1e-2), toy.Numbers()
+    view, state, _ = toy.make_state(one, optimizer, carry=toy.carry())
+    step = train.make_step(view, objective, optimizer, mesh=one)
+    for number in range(4):
+        state = step(state, next(stream))
+        # Otherwise there are the temporaries of two steps.
+        assert len(done) >= number
+    jax.block_until_ready(state)
 
 
 def test_metrics_are_sums_of_weighted_means(plain, toy):
