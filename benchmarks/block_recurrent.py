@@ -12,7 +12,7 @@ For each preset (forward and backward, float32, state carried, no optimiser):
 * `double_segment`: time of a step on segments twice as long, same window;
 * `first_step_cpu_s`: CPU seconds of tracing, compilation and the first step, and `peak_rss_mb`,
   the most memory of the process by the end of the second (what the compiler took is given back
-  before the first: `train.return_memory`);
+  before the first: `train.keep_place`);
 * `compilations_after_first_step`: counted by jax itself.
 
 `--kernel=compiled` takes the compiled code of `jaxlab.nn.compiled` for attention and products.
@@ -125,8 +125,6 @@ def measure(
         lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
     )
     preset = {**PRESETS[name], "kernel": kernel}
-    square = jnp.ones((2048, 2048), jnp.float32)
-    product = jax.jit(jnp.matmul)
     built = {"recurrent": build(preset, depth=4, recurrent=(2,))}
     start = time.process_time()
     built["recurrent"][0]()
@@ -137,6 +135,8 @@ def measure(
         "slide": build(preset, depth=5, recurrent=()),
         "double": build({**preset, "length": 2 * preset["length"]}, depth=4, recurrent=(2,)),
     }
+    square = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(jnp.matmul)
     runs = {key: run for key, (run, _) in built.items()}
     runs["product"] = lambda: product(square, square).block_until_ready()
     for run in runs.values():

@@ -48,10 +48,10 @@ def keep_place(size: int, count: int = 1) -> None:
     """Makes ready for steps whose temporaries are `size` bytes; call it when one is compiled.
 
     What the compilation has left is given back, see `return_memory`. Then a hole in the heap is
-    left for the temporaries, and smaller ones beside it. Whatever fits several holes is put in the
-    smallest: so what a run makes beside its steps, such as the copy of a state that is saved, comes
-    to lie in a hole of half the size, of a quarter and so on, and the temporaries find their own
-    at every step. Holes take no memory until somebody writes there. It does nothing where
+    left for the temporaries, and two of half its size beside it. Whatever fits several holes is put
+    in the smallest: so what a run makes beside its steps, such as the copy of a state that is
+    saved, comes to lie in those, and the temporaries find their own at every step. Holes take no
+    memory until somebody writes there, but for a page between two. It does nothing where
     `reuse_memory` was not called.
 
     Args:
@@ -63,8 +63,7 @@ def keep_place(size: int, count: int = 1) -> None:
         return
     return_memory()
     place = size + size // 16 + HUGE_PAGE
-    smaller = [place >> n for n in range(1, (place // HUGE_PAGE).bit_length())]
-    _leave_holes(libc, [place] * count + smaller)
+    _leave_holes(libc, [place] * count + [place // 2] * 2)
 
 
 def return_memory() -> None:
