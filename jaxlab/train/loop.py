@@ -26,7 +26,8 @@ class Seconds:
 
     Attributes:
       data: waiting for `next(data)`.
-      step: in the call of the step, which mostly returns before the devices are done.
+      step: in the call of the step, which mostly returns before the devices are done; on CPUs it
+        waits for the step before.
       hooks: in hooks, with `device` and `aside`, which are parts of it.
       device: waiting for values that the devices had not computed yet.
       aside: in evaluations, which are no part of training.
@@ -127,7 +128,8 @@ def fit(
 ) -> Run:
     """Runs steps until `state.step` is `steps` or a hook stops the run.
 
-    Nothing here waits for the devices; hooks fetch values a step late.
+    Nothing here waits for the devices, but on CPUs a `Step` for the one before it; hooks fetch
+    values a step late.
 
     Args:
       step: `step(state, batch) -> state`; see `make_step`. The state passed in is used up.

@@ -85,6 +85,6 @@ class _Later(ocp.future.Future):
     def result(self, timeout: float | None = None) -> None:
         """Does it."""
         del timeout  # the save as a whole has one
-        work, self._work = self._work, None
-        if work is not None:
-            work()
+        if self._work is not None:
+            self._work()
+            self._work = None  # not before: what failed is not done when it is asked for again

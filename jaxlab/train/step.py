@@ -45,7 +45,8 @@ class Step:
 
     The state that is passed in is donated: its buffers are gone after the call. The shardings of
     the state that comes out are those of the state that went in, so that one compilation serves
-    all steps. Made by `make_step`.
+    all steps. On CPUs a call waits until the state that it is given is computed: XLA allocates the
+    temporaries of a step when it is dispatched. Made by `make_step`.
 
     Attributes:
       num_compilations: programs made so far; it stays 1 from the first step on. (The entries of
