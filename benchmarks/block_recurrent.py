@@ -110,9 +110,7 @@ def take_turns(
     return seconds
 
 
-def measure(
-    name: str, num_steps: int, num_rounds: int, peer: str | None, kernel: str
-) -> dict:
+def measure(name: str, num_steps: int, num_rounds: int, peer: str | None, kernel: str) -> dict:
     """Times the variants of one preset, and the peer, in turns."""
     import jax
     import jax.numpy as jnp

@@ -42,12 +42,17 @@ def measure(num_images: int, repeats: int) -> dict:
     rng = np.random.default_rng(0)
     shape = (num_images, 32, 32, 3)
     images = data.ImageSet(
-        rng.integers(0, 256, shape, np.uint8), rng.integers(0, 10, num_images), num_classes=10,
+        rng.integers(0, 256, shape, np.uint8),
+        rng.integers(0, 10, num_images),
+        num_classes=10,
         name="noise",
     )
     view = View.of(models.classifier_config("small_cnn").build(nnx.Rngs(0)))
-    sets = [(name, s) for name in (*data.corruptions.EVALUATED_NAMES, *data.corruptions.EXTRA_NAMES)
-            for s in data.corruptions.SEVERITIES]
+    sets = [
+        (name, s)
+        for name in (*data.corruptions.EVALUATED_NAMES, *data.corruptions.EXTRA_NAMES)
+        for s in data.corruptions.SEVERITIES
+    ]
 
     def clean() -> None:
         for _ in sets:

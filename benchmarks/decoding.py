@@ -114,8 +114,12 @@ def stream(model, length: int, num_chunks: int, grow: bool) -> Iterator:
     behind = length - SHORT if grow else 0
     prompt = np.random.default_rng(0).integers(0, 256, length - behind)
     chunks = generate_stream(
-        model, [prompt], num_tokens=behind + CHUNK * (num_chunks + 1), key=jax.random.key(0),
-        temperature=0.0, chunk=CHUNK,
+        model,
+        [prompt],
+        num_tokens=behind + CHUNK * (num_chunks + 1),
+        key=jax.random.key(0),
+        temperature=0.0,
+        chunk=CHUNK,
     )
     for _ in range(behind // CHUNK + 1):
         next(chunks)

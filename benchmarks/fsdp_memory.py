@@ -19,8 +19,14 @@ import os
 from benchmarks.block_recurrent import positive
 
 SIZES = dict(
-    vocab_size=32_128, width=768, depth=12, num_heads=12, mlp_dim=3072, scan_layers=True,
-    remat=True, dtype="float32",
+    vocab_size=32_128,
+    width=768,
+    depth=12,
+    num_heads=12,
+    mlp_dim=3072,
+    scan_layers=True,
+    remat=True,
+    dtype="float32",
 )
 MODELS = {
     "plain": dict(window=None, position="rotary"),
@@ -83,7 +89,11 @@ def compile_step(name: str, devices: int, batch: int, length: int):
         return TransformerLM(config, rngs=rngs)
 
     plan = train.plan_state(
-        build, optimizer, key=0, mesh=mesh, strict=True,
+        build,
+        optimizer,
+        key=0,
+        mesh=mesh,
+        strict=True,
         carry=lambda: build(nnx.Rngs(0)).init_carry(batch),
     )
     kinds = {"inputs": jnp.int32, "targets": jnp.int32, "mask": bool, "start": bool}

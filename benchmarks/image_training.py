@@ -76,8 +76,17 @@ def training(network: str, cores: int, huge_pages: bool, args: argparse.Namespac
     """One row: both sides in turns."""
     pythons = {"jax": sys.executable} | ({"torch": args.peer} if args.peer else {})
     workers = {
-        side: Worker([python, "-m", __spec__.name, f"--worker={side}", f"--network={network}",
-                      f"--cores={cores}"], huge_pages)
+        side: Worker(
+            [
+                python,
+                "-m",
+                __spec__.name,
+                f"--worker={side}",
+                f"--network={network}",
+                f"--cores={cores}",
+            ],
+            huge_pages,
+        )
         for side, python in pythons.items()
     }
     steps: dict[str, list[dict]] = {side: [] for side in workers}
@@ -149,7 +158,9 @@ def timed(step: Callable[[], Callable[[], None]]) -> dict[str, float]:
     host = time.thread_time() - host
     wait()
     return {
-        "cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, "host_s": host
+        "cpu_s": time.process_time() - cpu,
+        "wall_s": time.perf_counter() - wall,
+        "host_s": host,
     }
 
 
@@ -178,12 +189,13 @@ def jax_step(network: str, cores: int):
     optimizer = optax.sgd(0.1, momentum=0.9)
     mesh = make_mesh(MeshConfig(data=cores), jax.devices()[:cores])
     view, state, _ = train.init_state(
-        models.classifier_config(network).build, optimizer, key=0, mesh=mesh,
+        models.classifier_config(network).build,
+        optimizer,
+        key=0,
+        mesh=mesh,
         metric_names=("loss", "grad_norm", "accuracy"),
     )
-    step = train.make_step(
-        view, objectives.classify, optimizer, mesh=mesh, reduce_once=cores > 1
-    )
+    step = train.make_step(view, objectives.classify, optimizer, mesh=mesh, reduce_once=cores > 1)
     held = {"state": state}
 
     def run() -> Callable[[], None]:
@@ -234,8 +246,12 @@ def torch_resnet20(nn):
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
     blocks = [Block(i, o, o // i) for i, o in zip(widths, widths[1:], strict=False)]
     return nn.Sequential(
-        normed(3, 16, 3, 1), nn.ReLU(inplace=True), *blocks,
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+        normed(3, 16, 3, 1),
+        nn.ReLU(inplace=True),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
     )
 
 
@@ -245,9 +261,7 @@ def torch_small_cnn(nn):
     for i, o in ((3, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     hidden = nn.Linear(1024, 128)
-    return nn.Sequential(
-        *layers, nn.Flatten(), hidden, nn.ReLU(inplace=True), nn.Linear(128, 10)
-    )
+    return nn.Sequential(*layers, nn.Flatten(), hidden, nn.ReLU(inplace=True), nn.Linear(128, 10))
 
 
 def loops(num_rounds: int) -> dict:

@@ -32,7 +32,9 @@ CALLS = 20
 def main() -> None:
     """Measures the parts; prints a line for each measurement."""
     parts = {
-        "decode": decode, "fingerprint": fingerprint, "augmentation": augmentation,
+        "decode": decode,
+        "fingerprint": fingerprint,
+        "augmentation": augmentation,
         "stream": stream,
     }
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -64,7 +64,10 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
             sparsity = train.SparsityConfig(method, 0.1, every=every, end=2**30)
             optimizer = sparsity.optimizer(optimizer, 2**30)
         view, state, _ = train.init_state(
-            config.build, optimizer, key=0, mesh=mesh,
+            config.build,
+            optimizer,
+            key=0,
+            mesh=mesh,
             metric_names=("accuracy", "grad_norm", "loss"),
         )
         if sparsity is not None:
@@ -80,8 +83,10 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
         return run
 
     runs = {
-        "plain": run_of(None, never), "static": run_of("random", never),
-        "rigl": run_of("rigl", never), "change": run_of("rigl", always),
+        "plain": run_of(None, never),
+        "static": run_of("random", never),
+        "rigl": run_of("rigl", never),
+        "change": run_of("rigl", always),
     }
     seconds = {
         name: min(taken)

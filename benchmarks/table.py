@@ -66,9 +66,18 @@ def step_of(row: str, preset: dict, kernel: str):
 
     window = ROWS[row].changes.get("window", 512) * preset["window"] // 512
     config = block_recurrent_config(
-        row, width=preset["width"], num_heads=4, head_dim=preset["head_dim"],
-        mlp_dim=4 * preset["width"], window=window, num_states=preset["num_states"],
-        dropout_rate=0.0, attention_dropout=0.0, scan_layers=False, remat=False, kernel=kernel,
+        row,
+        width=preset["width"],
+        num_heads=4,
+        head_dim=preset["head_dim"],
+        mlp_dim=4 * preset["width"],
+        window=window,
+        num_states=preset["num_states"],
+        dropout_rate=0.0,
+        attention_dropout=0.0,
+        scan_layers=False,
+        remat=False,
+        kernel=kernel,
         dtype="float32",
     )
     tokens = preset["batch"] * preset["length"]

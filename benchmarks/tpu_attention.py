@@ -37,7 +37,10 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--row", default="rec_fixed_skip", choices=sorted(VARIANTS), metavar="VARIANT",
+        "--row",
+        default="rec_fixed_skip",
+        choices=sorted(VARIANTS),
+        metavar="VARIANT",
         help="a variant of configs/block_recurrent.py, such as slide_13l",
     )
     parser.add_argument("--topology", default="v4:2x2x1")
@@ -65,7 +68,9 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
 
     config, pod = VARIANTS[args.row](), tpu_pod(args.topology)
     model = dataclasses.replace(
-        config.model, kernel=kernel, window=args.window or config.model.window,
+        config.model,
+        kernel=kernel,
+        window=args.window or config.model.window,
         attention_dropout=0.0,  # the fused kernel has none
     )
     config = dataclasses.replace(config, model=model)
@@ -77,21 +82,36 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
     assert pod.chip is not None  # a topology names it
     bound = bounds(cost, pod.chip, pod.share)
     return {
-        "row": args.row, "topology": args.topology, "devices": mesh.size, "rows": rows,
-        "tensor": args.tensor, "window": model.window, "parameters": plan.view.num_params,
-        "kernel": kernel, "arguments": cost.arguments, "temporaries": cost.temporaries,
-        "peak": cost.peak, "bytes_accessed": cost.accessed, "traffic": round(cost.traffic),
-        "flops": cost.flops, "kernel_flops": cost.kernel_flops,
+        "row": args.row,
+        "topology": args.topology,
+        "devices": mesh.size,
+        "rows": rows,
+        "tensor": args.tensor,
+        "window": model.window,
+        "parameters": plan.view.num_params,
+        "kernel": kernel,
+        "arguments": cost.arguments,
+        "temporaries": cost.temporaries,
+        "peak": cost.peak,
+        "bytes_accessed": cost.accessed,
+        "traffic": round(cost.traffic),
+        "flops": cost.flops,
+        "kernel_flops": cost.kernel_flops,
         "bound_ms": {name: round(1e3 * seconds, 2) for name, seconds in bound.items()},
         "optimal_ms": None if cost.optimal_seconds is None else 1e3 * cost.optimal_seconds,
         "collectives": [
             {
-                "kind": each.kind, "axes": each.axes, "group": each.group, "count": each.count,
-                "payload": round(each.payload), "sent": round(each.sent),
+                "kind": each.kind,
+                "axes": each.axes,
+                "group": each.group,
+                "count": each.count,
+                "payload": round(each.payload),
+                "sent": round(each.sent),
             }
             for each in cost.collectives
         ],
-        "unknown_loops": cost.unknown_loops, "compile_s": round(cost.compile_seconds, 1),
+        "unknown_loops": cost.unknown_loops,
+        "compile_s": round(cost.compile_seconds, 1),
         "jax": jax.__version__,
     }
 

@@ -73,19 +73,23 @@ def main() -> None:
             tokens_per_step=settings.batch_size * config.data.segment_length,
         )
     total = clock.seconds - run.seconds.aside
-    print(json.dumps({
-        "steps": steps,
-        "parameters": view.num_params,
-        "seconds": round(total, 3),
-        "step_ms": round(1e3 * total / steps, 2),
-        "outside_step_ms": round(1e3 * run.seconds.outside_step / steps, 3),
-        "outside_step_share": round(run.seconds.outside_step / total, 4),
-        "save_delay": clock.delays(every),
-        "parts_s": {k: round(v, 4) for k, v in dataclasses.asdict(run.seconds).items()},
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
-    }))
+    print(
+        json.dumps(
+            {
+                "steps": steps,
+                "parameters": view.num_params,
+                "seconds": round(total, 3),
+                "step_ms": round(1e3 * total / steps, 2),
+                "outside_step_ms": round(1e3 * run.seconds.outside_step / steps, 3),
+                "outside_step_share": round(run.seconds.outside_step / total, 4),
+                "save_delay": clock.delays(every),
+                "parts_s": {k: round(v, 4) for k, v in dataclasses.asdict(run.seconds).items()},
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "devices": jax.device_count(),
+                "jax": jax.__version__,
+            }
+        )
+    )
 
 
 class Clock(train.Hook):

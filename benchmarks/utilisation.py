@@ -61,16 +61,26 @@ def main() -> None:
     typical = statistics.median(seconds)
     flops, dtype = model_flops(config, arguments.rows), compute_dtype(config.model.dtype)
     peak = peak_flops(dtype)
-    print(json.dumps({
-        "variant": arguments.variant, "parameters": plan.view.num_params, "rows": arguments.rows,
-        "segment_length": config.data.segment_length, "dtype": dtype.name,
-        "step_ms": round(1e3 * typical, 2), "tokens_per_s": round(tokens / typical),
-        "flops_per_step": flops, "peak_flops": peak,
-        "utilisation": round(flops / typical / peak, 4),
-        "top": top_costs(step, state, placed, typical),
-        "compilations": step.num_compilations, "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }))
+    print(
+        json.dumps(
+            {
+                "variant": arguments.variant,
+                "parameters": plan.view.num_params,
+                "rows": arguments.rows,
+                "segment_length": config.data.segment_length,
+                "dtype": dtype.name,
+                "step_ms": round(1e3 * typical, 2),
+                "tokens_per_s": round(tokens / typical),
+                "flops_per_step": flops,
+                "peak_flops": peak,
+                "utilisation": round(flops / typical / peak, 4),
+                "top": top_costs(step, state, placed, typical),
+                "compilations": step.num_compilations,
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+            }
+        )
+    )
 
 
 def mesh_of(device: Any) -> Mesh:
@@ -101,7 +111,9 @@ def random_batch(batch: Any, vocab_size: int) -> dict[str, jax.Array]:
     shape = batch["inputs"].shape
     tokens = jax.random.randint(jax.random.key(0), shape, 0, vocab_size, jnp.int32)
     return {
-        "inputs": tokens, "targets": tokens, "mask": jnp.ones(shape, bool),
+        "inputs": tokens,
+        "targets": tokens,
+        "mask": jnp.ones(shape, bool),
         "start": jnp.zeros(shape, bool),
     }
 

@@ -193,12 +193,26 @@ def tiny() -> Config:
     # loss of short runs of the block-recurrent model. The windowed one was not tuned on its own.
     return Config(
         model=TransformerLMConfig(
-            vocab_size=260, width=128, depth=4, num_heads=4, mlp_dim=384, activation="gelu",
-            gated=True, window=128, recurrent_layers=(-2,), num_states=128, head_scale=4.0,
+            vocab_size=260,
+            width=128,
+            depth=4,
+            num_heads=4,
+            mlp_dim=384,
+            activation="gelu",
+            gated=True,
+            window=128,
+            recurrent_layers=(-2,),
+            num_states=128,
+            head_scale=4.0,
         ),
         data=DataConfig(segment_length=1024, eval_tokens=32_768),
         train=TrainConfig(
-            steps=400, batch_size=4, log_every=10, watch_every=20, save_every=200, eval_every=200,
+            steps=400,
+            batch_size=4,
+            log_every=10,
+            watch_every=20,
+            save_every=200,
+            eval_every=200,
             optimizer=OptimizerConfig(
                 name="adafactor", learning_rate=0.1, warmup_steps=40, momentum=0.8
             ),
@@ -214,12 +228,24 @@ def recall() -> RecallConfig:
     return RecallConfig(
         task=RecallTask(block=16, num_blocks=6),
         model=TransformerLMConfig(
-            vocab_size=41, width=64, depth=2, num_heads=2, mlp_dim=256, window=16,
-            include_self=True, recurrent_layers=(-1,), num_states=8, head_scale=8.0, gate="lstm",
+            vocab_size=41,
+            width=64,
+            depth=2,
+            num_heads=2,
+            mlp_dim=256,
+            window=16,
+            include_self=True,
+            recurrent_layers=(-1,),
+            num_states=8,
+            head_scale=8.0,
+            gate="lstm",
         ),
         num_seeds=3,
         train=TrainConfig(
-            steps=800, batch_size=16, log_every=25, save_every=400,
+            steps=800,
+            batch_size=16,
+            log_every=25,
+            save_every=400,
             optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
         ),
     )
@@ -233,7 +259,12 @@ def demo() -> Config:
         model=dataclasses.replace(base.model, depth=3, window=64, num_states=64),
         data=dataclasses.replace(base.data, segment_length=512, eval_tokens=8_192),
         train=dataclasses.replace(
-            base.train, steps=150, batch_size=4, log_every=5, watch_every=None, save_every=75,
+            base.train,
+            steps=150,
+            batch_size=4,
+            log_every=5,
+            watch_every=None,
+            save_every=75,
             eval_every=None,
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=20),
         ),
@@ -248,14 +279,23 @@ def smoke() -> Config:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(
-            base.model, width=32, depth=1, num_heads=2, mlp_dim=64, window=16,
-            recurrent_layers=(-1,), num_states=8,
+            base.model,
+            width=32,
+            depth=1,
+            num_heads=2,
+            mlp_dim=64,
+            window=16,
+            recurrent_layers=(-1,),
+            num_states=8,
         ),
-        data=dataclasses.replace(
-            base.data, segment_length=64, held_out_rate=0.02, eval_tokens=256
-        ),
+        data=dataclasses.replace(base.data, segment_length=64, held_out_rate=0.02, eval_tokens=256),
         train=dataclasses.replace(
-            base.train, steps=4, batch_size=2, log_every=2, save_every=2, watch_every=2,
+            base.train,
+            steps=4,
+            batch_size=2,
+            log_every=2,
+            save_every=2,
+            watch_every=2,
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=2),
         ),
         include_recall=True,
@@ -265,7 +305,9 @@ def smoke() -> Config:
             train=dataclasses.replace(
                 base.recall.train, steps=4, batch_size=2, log_every=2, save_every=4
             ),
-            num_seeds=1, eval_sequences=8, eval_blocks=12,
+            num_seeds=1,
+            eval_sequences=8,
+            eval_blocks=12,
         ),
         sample=dataclasses.replace(base.sample, num_tokens=8),
     )
@@ -281,12 +323,19 @@ def paper() -> Config:
     return Config(
         model=block_recurrent_config("rec_fixed_skip", vocab_size=260),
         data=DataConfig(
-            source="tfds:pg19/train", held_out="tfds:pg19/test", segment_length=4096,
+            source="tfds:pg19/train",
+            held_out="tfds:pg19/test",
+            segment_length=4096,
             eval_tokens=None,
         ),
         train=TrainConfig(
-            steps=500_000, batch_size=32, log_every=100, save_every=5_000, eval_every=25_000,
-            strict_sharding=True, mesh=MeshConfig(data=-1),
+            steps=500_000,
+            batch_size=32,
+            log_every=100,
+            save_every=5_000,
+            eval_every=25_000,
+            strict_sharding=True,
+            mesh=MeshConfig(data=-1),
             optimizer=OptimizerConfig(
                 name="adafactor", learning_rate=1.0, schedule="rsqrt", warmup_steps=1000
             ),
@@ -301,7 +350,10 @@ def compare() -> Config:
     """Tiny with three seeds and a Transformer-XL, without recall: about 45 minutes on one core."""
     base = tiny()
     return dataclasses.replace(
-        base, include_xl=True, num_seeds=3, include_recall=False,
+        base,
+        include_xl=True,
+        num_seeds=3,
+        include_recall=False,
         train=dataclasses.replace(base.train, eval_every=None),
     )
 
@@ -314,9 +366,7 @@ def table(row: str, size: str) -> Config:
         model=block_recurrent_config(row, size, vocab_size=base.model.vocab_size),
         baseline_layers=None,
         data=dataclasses.replace(base.data, segment_length=segments.segment_length),
-        train=dataclasses.replace(
-            base.train, batch_size=base.train.batch_size * segments.segments
-        ),
+        train=dataclasses.replace(base.train, batch_size=base.train.batch_size * segments.segments),
     )
 
 

@@ -113,8 +113,13 @@ class StressConfig:
             name, _, severity = spec.partition("/")
             corruptions.make(name, int(severity) if severity.isdigit() else 0, any_size=True)
         # Before anything is trained, and not when the first net is tested.
-        for name, most in {"noise": math.inf, "eps": 1, "relative": math.inf, "rms": math.inf,
-                           "worst": 1}.items():
+        for name, most in {
+            "noise": math.inf,
+            "eps": 1,
+            "relative": math.inf,
+            "rms": math.inf,
+            "worst": 1,
+        }.items():
             value = getattr(self, name)
             if not 0 <= value <= most or not math.isfinite(value):
                 way_out = "; levels are written as 8 / 255, 0.0314" if name == "eps" else ""
@@ -184,8 +189,12 @@ class Config:
         """The config of a net for these images."""
         mean, std = channel_statistics(images) if self.data.normalise else ((0.0,), (1.0,))
         return classifier_config(
-            self.classifier, image_shape=images.image_shape, num_classes=images.num_classes,
-            mean=mean, std=std, **{"width": self.width, "depth": self.depth} | changes,
+            self.classifier,
+            image_shape=images.image_shape,
+            num_classes=images.num_classes,
+            mean=mean,
+            std=std,
+            **{"width": self.width, "depth": self.depth} | changes,
         )
 
 
@@ -196,7 +205,11 @@ def tiny() -> Config:
     return Config(
         data=DataConfig(),
         train=TrainConfig(
-            steps=600, batch_size=128, log_every=50, save_every=600, keep_last=1,
+            steps=600,
+            batch_size=128,
+            log_every=50,
+            save_every=600,
+            keep_last=1,
             optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine"),
         ),
     )
@@ -209,13 +222,19 @@ def mnist() -> Config:
         tiny(),
         densities=(0.48, 0.22, 0.098, 0.039, 0.0145),
         rules=("erk", "level", "uniform"),
-        num_seeds=3, claimed=0.039,
+        num_seeds=3,
+        claimed=0.039,
         data=DataConfig(
-            train="tfds:mnist/train", test="tfds:mnist/test", image_shape=(28, 28, 1),
+            train="tfds:mnist/train",
+            test="tfds:mnist/test",
+            image_shape=(28, 28, 1),
             num_classes=10,
         ),
         train=dataclasses.replace(
-            tiny().train, steps=640, batch_size=250, save_every=640,
+            tiny().train,
+            steps=640,
+            batch_size=250,
+            save_every=640,
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant"),
         ),
     )
@@ -225,19 +244,38 @@ def cifar10() -> Config:
     """CIFAR-10 with the small convolutional net, a few epochs."""
     return dataclasses.replace(
         tiny(),
-        classifier="small_cnn", width=8, depth=1,
-        densities=(0.25, 0.06), falling_width=32, falling_densities=(0.1, 0.02),
-        depths=(1, 2), depth_width=16, with_skips=False, num_seeds=3, claimed=0.06,
+        classifier="small_cnn",
+        width=8,
+        depth=1,
+        densities=(0.25, 0.06),
+        falling_width=32,
+        falling_densities=(0.1, 0.02),
+        depths=(1, 2),
+        depth_width=16,
+        with_skips=False,
+        num_seeds=3,
+        claimed=0.06,
         data=DataConfig(
-            train="tfds:cifar10/train", test="tfds:cifar10/test", train_images=25_000,
-            test_images=2_000, normalise=True, image_shape=(32, 32, 3), num_classes=10,
+            train="tfds:cifar10/train",
+            test="tfds:cifar10/test",
+            train_images=25_000,
+            test_images=2_000,
+            normalise=True,
+            image_shape=(32, 32, 3),
+            num_classes=10,
         ),
         stress=StressConfig(
-            noise=0.1, corruptions=("contrast/4", "gaussian_blur/5", "fog/4"), eps=2 / 255,
-            relative=0.2, rms=0.2,
+            noise=0.1,
+            corruptions=("contrast/4", "gaussian_blur/5", "fog/4"),
+            eps=2 / 255,
+            relative=0.2,
+            rms=0.2,
         ),
         train=dataclasses.replace(
-            tiny().train, steps=800, batch_size=128, save_every=800,
+            tiny().train,
+            steps=800,
+            batch_size=128,
+            save_every=800,
             optimizer=OptimizerConfig(
                 name="sgd", learning_rate=0.05, warmup_steps=50, weight_decay=5e-4
             ),
@@ -250,13 +288,17 @@ def smoke() -> Config:
     base = tiny()
     return dataclasses.replace(
         base,
-        width=4, densities=(0.3,), falling_width=8, falling_densities=(0.3,), depths=(2,),
-        depth_width=8, num_seeds=1, claimed=0.3,
+        width=4,
+        densities=(0.3,),
+        falling_width=8,
+        falling_densities=(0.3,),
+        depths=(2,),
+        depth_width=8,
+        num_seeds=1,
+        claimed=0.3,
         data=dataclasses.replace(base.data, train_images=64, test_images=32),
         stress=StressConfig(steps=2, draws=2),
-        train=dataclasses.replace(
-            base.train, steps=4, batch_size=16, log_every=2, save_every=4
-        ),
+        train=dataclasses.replace(base.train, steps=4, batch_size=16, log_every=2, save_every=4),
     )
 
 
@@ -266,21 +308,36 @@ def paper() -> Config:
     # docstring of this file for what is known of the paper's.
     severe = tuple(
         f"{name}/{severity}"
-        for name in corruptions.EVALUATED_NAMES for severity in corruptions.SEVERITIES
+        for name in corruptions.EVALUATED_NAMES
+        for severity in corruptions.SEVERITIES
     )
     return dataclasses.replace(
         tiny(),
-        classifier="resnet18", width=16, depth=1,
-        densities=(0.5, 0.25, 0.1, 0.05, 0.02, 0.01), rules=("erk", "uniform"),
-        falling_width=64, falling_densities=(0.5, 0.25, 0.1, 0.05, 0.02, 0.01),
-        depths=(1, 2, 3), depth_width=32, with_skips=False, num_seeds=3,
+        classifier="resnet18",
+        width=16,
+        depth=1,
+        densities=(0.5, 0.25, 0.1, 0.05, 0.02, 0.01),
+        rules=("erk", "uniform"),
+        falling_width=64,
+        falling_densities=(0.5, 0.25, 0.1, 0.05, 0.02, 0.01),
+        depths=(1, 2, 3),
+        depth_width=32,
+        with_skips=False,
+        num_seeds=3,
         data=DataConfig(
-            train="tfds:cifar10/train", test="tfds:cifar10/test", augment=True, normalise=True,
-            image_shape=(32, 32, 3), num_classes=10,
+            train="tfds:cifar10/train",
+            test="tfds:cifar10/test",
+            augment=True,
+            normalise=True,
+            image_shape=(32, 32, 3),
+            num_classes=10,
         ),
         stress=StressConfig(noise=0.1, corruptions=severe, eps=2 / 255, relative=0.2, rms=0.2),
         train=TrainConfig(
-            steps=78_125, batch_size=128, log_every=100, save_every=5_000,
+            steps=78_125,
+            batch_size=128,
+            log_every=100,
+            save_every=5_000,
             mesh=MeshConfig(data=-1),
             optimizer=OptimizerConfig(
                 name="sgd", learning_rate=0.1, weight_decay=5e-4, momentum=0.9
@@ -290,6 +347,10 @@ def paper() -> Config:
 
 
 VARIANTS: dict[str, Callable[[], Config]] = {
-    "smoke": smoke, "tiny": tiny, "mnist": mnist, "cifar10": cifar10, "paper": paper,
+    "smoke": smoke,
+    "tiny": tiny,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "paper": paper,
 }
 DEFAULT = "tiny"

@@ -82,8 +82,12 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
     if config.data.tokenizer == "bytes" and (found := data.find_invalid_utf8(source, 1000)):
         print(f"{found}: its bytes are read as they are")
     walk = data.walk(
-        held_out, tokenizer, batch_size=config.train.batch_size, align=window,
-        segment_length=config.data.segment_length, max_document_tokens=limit,
+        held_out,
+        tokenizer,
+        batch_size=config.train.batch_size,
+        align=window,
+        segment_length=config.data.segment_length,
+        max_document_tokens=limit,
         rows=host_rows(config.train.batch_size, mesh),
     )
     texts = evals.evaluated_texts(held_out, tokenizer, limit)
@@ -96,9 +100,14 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
 
     def score(fitted: Fitted, **kwargs: Any) -> DocumentScores:
         return evals.evaluate_documents(
-            fitted.view, fitted.params, walk, init_carry=fitted.init_carry,
-            edges=evals.doubling_edges(window, max(map(len, texts))), marks=names,
-            mesh=mesh, **kwargs,
+            fitted.view,
+            fitted.params,
+            walk,
+            init_carry=fitted.init_carry,
+            edges=evals.doubling_edges(window, max(map(len, texts))),
+            marks=names,
+            mesh=mesh,
+            **kwargs,
         )
 
     scores: dict[str, list[DocumentScores]] = {}
@@ -134,7 +143,8 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
             name: s.marked_bits_per_token for name, s in mean.items()
         },
         "names out of reach": {
-            "reach": reach, "tokens": max(s.marked_count for s in mean.values())
+            "reach": reach,
+            "tokens": max(s.marked_count for s in mean.values()),
         },
         "parameters": sizes,
         "training step seconds": seconds,
@@ -174,21 +184,34 @@ def text_models(config: Config, seed: int = 0) -> dict[str, TextModel]:
 
 
 def fit_text(
-    record: Record, name: str, text_model: TextModel, source: data.Source,
-    tokenizer: data.Tokenizer, walk: data.Walk, score: Callable[[Fitted], DocumentScores],
+    record: Record,
+    name: str,
+    text_model: TextModel,
+    source: data.Source,
+    tokenizer: data.Tokenizer,
+    walk: data.Walk,
+    score: Callable[[Fitted], DocumentScores],
 ) -> Fitted:
     """Trains one of the models on text, watching its state if it has one."""
     folder, model, length, settings = text_model
     mesh = make_mesh(settings.mesh)
     stream = data.DocumentStream(
-        source, tokenizer, batch_size=settings.batch_size, segment_length=length,
-        align=model.window, rows=host_rows(settings.batch_size, mesh), seed=settings.seed,
+        source,
+        tokenizer,
+        batch_size=settings.batch_size,
+        segment_length=length,
+        align=model.window,
+        rows=host_rows(settings.batch_size, mesh),
+        seed=settings.seed,
     )
     watched = settings.watch_every and model.recurrent_layers
     return fit(
         part(record, folder, model, settings, segment_length=length),
         f"{name}, seed {settings.seed}" if folder.startswith("seed") else name,
-        model, settings, stream, settings.batch_size * length,
+        model,
+        settings,
+        stream,
+        settings.batch_size * length,
         measure=lambda fitted: {"held_out/bits_per_byte": score(fitted).bits_per_byte},
         watch=state_watch(model, settings, walk, mesh) if watched else None,
     )
@@ -241,37 +264,47 @@ def text_claims(
         for bins in (slice(0, 1), slice(2, None))
     )
     ratio = seconds[RECURRENT] / seconds[WINDOWED]
-    versus_xl = [
-        Claim(
-            "It needs fewer than a Transformer-XL of the same window.",
-            f"difference below 0, {interval}", *difference(XL),
-        )
-    ] if XL in scores else []
+    versus_xl = (
+        [
+            Claim(
+                "It needs fewer than a Transformer-XL of the same window.",
+                f"difference below 0, {interval}",
+                *difference(XL),
+            )
+        ]
+        if XL in scores
+        else []
+    )
     return [
         Claim(
             "The block-recurrent model needs fewer bits per byte of held-out documents than the "
             "sliding-window model.",
-            f"difference below 0, {interval}", *difference(WINDOWED),
+            f"difference below 0, {interval}",
+            *difference(WINDOWED),
         ),
         *versus_xl,
         Claim(
             "Its advantage comes from beyond the window.",
             f"difference in bits per token from position {2 * window} on below 0, and below that "
             f"of the first {window}",
-            f"{far:+.4f} from {2 * window} on, {near:+.4f} before {window}", far < min(near, 0),
+            f"{far:+.4f} from {2 * window} on, {near:+.4f} before {window}",
+            far < min(near, 0),
         ),
         Claim(
             "The state carries what helps: reset at every segment, the same model predicts worse.",
-            f"difference to it below 0, {interval}", *difference(RESET),
+            f"difference to it below 0, {interval}",
+            *difference(RESET),
         ),
         Claim(
             "What it carries is of its document: with the state of another it predicts worse.",
-            f"difference to it below 0, {interval}", *difference(OTHER),
+            f"difference to it below 0, {interval}",
+            *difference(OTHER),
         ),
         Claim(
             "Recurrence costs no more than the layer that it replaces.",
             f"step time at most {SLOWER:.2f} times that of the sliding-window model",
-            f"{ratio:.2f} times", ratio <= SLOWER,
+            f"{ratio:.2f} times",
+            ratio <= SLOWER,
         ),
     ]
 
@@ -282,7 +315,8 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
     task, size = recall.task, recall.train.batch_size
     segment = task.num_blocks * task.block
     models = {
-        RECURRENT: recall.model, WINDOWED: windowed(recall.model, config.baseline_layers or 0)
+        RECURRENT: recall.model,
+        WINDOWED: windowed(recall.model, config.baseline_layers or 0),
     }
     accuracy: dict[str, list[list[float]]] = {RECURRENT: [], WINDOWED: [], RESET: []}
     for seed in range(recall.num_seeds):
@@ -293,15 +327,22 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
         for name, model in models.items():
             fitted = fit(
                 part(record, RECALL[name] + (f"_{seed}" if seed else ""), model, settings),
-                f"recall, {name}" + (f", seed {settings.seed}" if seed else ""), model, settings,
-                task.stream(size, settings.seed, rows), size * segment,
+                f"recall, {name}" + (f", seed {settings.seed}" if seed else ""),
+                model,
+                settings,
+                task.stream(size, settings.seed, rows),
+                size * segment,
             )
             controls = {name: None}
             if name == RECURRENT:
                 controls[RESET] = functools.partial(fitted.view.apply, method="reset_states")
             for control, change in controls.items():
                 by_block = evals.accuracy_by_block(
-                    fitted.view, fitted.params, batch, task.block, segment_length=segment,
+                    fitted.view,
+                    fitted.params,
+                    batch,
+                    task.block,
+                    segment_length=segment,
                     before_segment=change,
                 )
                 accuracy[control].append(by_block.tolist())
@@ -309,9 +350,12 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
         name: np.mean(of_seeds, axis=0).tolist()[1:] for name, of_seeds in accuracy.items()
     }
     worst = {
-        name: [f"{lowest:.3f} to {highest:.3f}" for lowest, highest in zip(
-            np.min(of_seeds, axis=0)[1:], np.max(of_seeds, axis=0)[1:], strict=True
-        )]
+        name: [
+            f"{lowest:.3f} to {highest:.3f}"
+            for lowest, highest in zip(
+                np.min(of_seeds, axis=0)[1:], np.max(of_seeds, axis=0)[1:], strict=True
+            )
+        ]
         for name, of_seeds in accuracy.items()
     }
     reach = models[WINDOWED].depth
@@ -339,7 +383,9 @@ def recall_claims(
         return Claim(
             text,
             f"accuracy of at least {RECALLED} in each of the blocks {blocks[0]} to {blocks[-1]}"
-            f"{each}", f"at least {low:.3f}", low >= RECALLED,
+            f"{each}",
+            f"at least {low:.3f}",
+            low >= RECALLED,
         )
 
     def at_chance(text: str, name: str, blocks: range) -> Claim:
@@ -347,7 +393,9 @@ def recall_claims(
         return Claim(
             text,
             f"accuracy of at most {AT_CHANCE} in each of the blocks {blocks.start} to "
-            f"{blocks.stop - 1}{each}; chance is 0.0625", f"at most {high:.3f}", high <= AT_CHANCE,
+            f"{blocks.stop - 1}{each}; chance is 0.0625",
+            f"at most {high:.3f}",
+            high <= AT_CHANCE,
         )
 
     return [
@@ -357,11 +405,13 @@ def recall_claims(
             range(trained, 2 * trained),
         ),
         at_chance(
-            "With the state reset between segments it no longer knows.", RESET,
+            "With the state reset between segments it no longer knows.",
+            RESET,
             range(max(trained, reach + 1), total),
         ),
         at_chance(
-            "The sliding-window model is at chance where its layers no longer reach.", WINDOWED,
+            "The sliding-window model is at chance where its layers no longer reach.",
+            WINDOWED,
             range(reach + 1, total),
         ),
     ]
@@ -376,8 +426,12 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    record: Record, name: str, model: TransformerLMConfig, config: train.TrainConfig,
-    stream: data.Stream, tokens_per_step: int,
+    record: Record,
+    name: str,
+    model: TransformerLMConfig,
+    config: train.TrainConfig,
+    stream: data.Stream,
+    tokens_per_step: int,
     measure: Callable[[Fitted], Mapping[str, float]] | None = None,
     watch: Callable[[Params], Mapping[str, Any]] | None = None,
 ) -> Fitted:
@@ -386,10 +440,17 @@ def fit(
     measured = measure is not None and config.eval_every is not None
     shapes = Fitted(view, {}, init_carry)
     _, done = train.run_training(
-        config, build=build, objective=next_token, stream=stream, workdir=record,
-        init_carry=init_carry, tokens_per_step=tokens_per_step, description=name,
+        config,
+        build=build,
+        objective=next_token,
+        stream=stream,
+        workdir=record,
+        init_carry=init_carry,
+        tokens_per_step=tokens_per_step,
+        description=name,
         evaluate=(lambda state: measure(shapes._replace(params=state.params)))
-        if measured else None,
+        if measured
+        else None,
         watch=None if watch is None else (lambda state: jax.device_get(watch(state.params))),
     )
     return shapes._replace(params=done.state.params)
@@ -406,7 +467,10 @@ def planned(model: TransformerLMConfig) -> tuple[train.Build, View, Callable[[in
 
 
 def part(
-    record: Record, folder: str, model: TransformerLMConfig, config: train.TrainConfig,
+    record: Record,
+    folder: str,
+    model: TransformerLMConfig,
+    config: train.TrainConfig,
     segment_length: int | None = None,
 ) -> Record:
     """The record of one training, in a folder of the workdir."""
@@ -416,8 +480,12 @@ def part(
     if segment_length is not None:
         changed["data"] = record.config["data"] | {"segment_length": segment_length}
     return Record.create(
-        record.workdir / folder, experiment=record.experiment, variant=record.variant,
-        paper=record.paper, ignore=MAY_CHANGE, config=record.config | changed,
+        record.workdir / folder,
+        experiment=record.experiment,
+        variant=record.variant,
+        paper=record.paper,
+        ignore=MAY_CHANGE,
+        config=record.config | changed,
     )
 
 
@@ -429,7 +497,10 @@ def typical(record: Record, folder: str, metric: str) -> float:
 
 
 def continuation(
-    model: TransformerLM, tokenizer: data.Tokenizer, settings: SampleConfig, seed: int,
+    model: TransformerLM,
+    tokenizer: data.Tokenizer,
+    settings: SampleConfig,
+    seed: int,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt, which begins a document.
@@ -437,15 +508,26 @@ def continuation(
     They end with the document, or before one of the strings in `stop`.
     """
     pieces = stream_text(
-        model, tokenizer, [settings.prompt], num_tokens=settings.num_tokens,
-        key=jax.random.key(seed), temperature=settings.temperature, top_p=settings.top_p,
+        model,
+        tokenizer,
+        [settings.prompt],
+        num_tokens=settings.num_tokens,
+        key=jax.random.key(seed),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
         stop=stop,
     )
     return (piece for [piece] in pieces)
 
 
 def sample(
-    record: Record, prompt: str, *, num_tokens: int, temperature: float, top_p: float, seed: int,
+    record: Record,
+    prompt: str,
+    *,
+    num_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
     stop: Sequence[str],
 ) -> None:
     """Prints the prompt and how the model goes on, while it does."""
@@ -479,8 +561,11 @@ def draw(record: Record) -> None:
         for name, (caption, figure) in text_figures(record, numbers).items()
     }
     results.write_report(
-        record, title="Block-Recurrent Transformer", summary=summary(record, numbers),
-        figures=shown, tables={"Held-out text": comparison(numbers), **seed_table(numbers)},
+        record,
+        title="Block-Recurrent Transformer",
+        summary=summary(record, numbers),
+        figures=shown,
+        tables={"Held-out text": comparison(numbers), **seed_table(numbers)},
         samples={"What the block-recurrent model writes": sample_path(record).read_text("utf-8")},
         commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
     )
@@ -502,7 +587,8 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
                     name: Record.open(record.workdir / folder).curve("train/loss")
                     for name, folder in trained.items()
                 },
-                xlabel="step", ylabel="training loss (nats per token)",
+                xlabel="step",
+                ylabel="training loss (nats per token)",
             ),
         ),
         "by_position": (
@@ -510,7 +596,9 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
             "before it up to its own.",
             figures.lines(
                 {name: (upto, values) for name, values in positions.items()},
-                xlabel="position in the document, up to", ylabel="bits per token", xscale="log2",
+                xlabel="position in the document, up to",
+                ylabel="bits per token",
+                xscale="log2",
             ),
         ),
         "bits_per_byte": (
@@ -526,8 +614,10 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
         found["gain"] = (
             "The same as a difference to the sliding window: below 0 is better than it.",
             figures.lines(
-                less, xlabel="position in the document, up to",
-                ylabel="difference (bits per token)", xscale="log2",
+                less,
+                xlabel="position in the document, up to",
+                ylabel="difference (bits per token)",
+                xscale="log2",
             ),
         )
     if numbers["names out of reach"]["tokens"]:
@@ -535,9 +625,7 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
             "Held-out names whose last mention lies more than "
             f"{numbers['names out of reach']['reach']:,} tokens back, where attention no longer "
             f"reaches; {numbers['names out of reach']['tokens']:,} tokens.",
-            figures.bars(
-                numbers["bits per token of names out of reach"], xlabel="bits per token"
-            ),
+            figures.bars(numbers["bits per token of names out of reach"], xlabel="bits per token"),
         )
     found |= state_figures(record)
     if recall := numbers.get("recall accuracy by block"):
@@ -547,7 +635,8 @@ def text_figures(record: Record, numbers: Mapping[str, Any]) -> dict[str, tuple[
             f"{record.config['recall']['task']['num_blocks']} blocks.",
             figures.lines(
                 {name: (recall["block"], recall[name]) for name in (*RECALL, RESET)},
-                xlabel="block of the query", ylabel="accuracy",
+                xlabel="block of the query",
+                ylabel="accuracy",
             ),
         )
     return found
@@ -567,14 +656,17 @@ def state_figures(record: Record) -> dict[str, tuple[str, Any]]:
         "entropy": (
             "How evenly attention reads, as entropy over that of a plain mean: 1 is a mean.",
             {
-                "states read states": "entropy_self", "states read tokens": "entropy_tokens",
-                "tokens read states": "entropy_read", "tokens read tokens": "entropy_window",
+                "states read states": "entropy_self",
+                "states read tokens": "entropy_tokens",
+                "tokens read states": "entropy_read",
+                "tokens read tokens": "entropy_window",
             },
             "entropy, of 1",
         ),
         "size": (
             "Root mean square of the state, and its change in a block over its size.",
-            {"size": "norm", "change": "change"}, "of the state",
+            {"size": "norm", "change": "change"},
+            "of the state",
         ),
     }
     return {
@@ -582,7 +674,8 @@ def state_figures(record: Record) -> dict[str, tuple[str, Any]]:
             f"Layer {layer.partition('_')[2]} in training. {caption}",
             figures.lines(
                 {label: record.curve(f"{layer}/{metric}") for label, metric in metrics.items()},
-                xlabel="step", ylabel=ylabel,
+                xlabel="step",
+                ylabel=ylabel,
             ),
         )
         for layer in layers
@@ -594,7 +687,9 @@ def summary(record: Record, numbers: Mapping[str, Any]) -> str:
     """What was asked and how, in words."""
     config, held_out = record.config, numbers["held-out"]
     window, layers, seeds = (
-        config["model"]["window"], config["baseline_layers"], config["num_seeds"]
+        config["model"]["window"],
+        config["baseline_layers"],
+        config["num_seeds"],
     )
     question = (
         f"How well does a language model with a window of {window} tokens predict text?"
@@ -647,28 +742,31 @@ def closing_words(record: Record) -> str:
     held_out, workdir = numbers["held-out"], record.workdir
     call = f"{train.python_command()} -m experiments.{record.experiment}"
     config = f"--config=configs/{record.experiment}.py:tiny"
-    return "\n".join([
-        "",
-        f"{held_out['documents']:,} documents that no model has seen, {held_out['bytes']:,} bytes; "
-        "fewer bits are better:",
-        "",
-        results.table(comparison(numbers)),
-        "",
-        *results.claim_lines(record.claims),
-        "",
-        f"report   {record.report_path}",
-        f"sample   {sample_path(record)}",
-        "models   " + ", ".join(
-            str(workdir / (FOLDERS[name] if i else "") / "checkpoints")
-            for i, name in enumerate(numbers["parameters"])
-        ),
-        "",
-        "what to try next",
-        f'  let it write:       {call} --workdir={workdir} --sample="def "',
-        f"  train for longer:   {call} {config} --workdir=runs/tiny",
-        f"  on your own files:  {call} {config} --config.data.source=text:FOLDER "
-        "--workdir=runs/mine",
-    ])
+    return "\n".join(
+        [
+            "",
+            f"{held_out['documents']:,} documents that no model has seen, {held_out['bytes']:,} bytes; "
+            "fewer bits are better:",
+            "",
+            results.table(comparison(numbers)),
+            "",
+            *results.claim_lines(record.claims),
+            "",
+            f"report   {record.report_path}",
+            f"sample   {sample_path(record)}",
+            "models   "
+            + ", ".join(
+                str(workdir / (FOLDERS[name] if i else "") / "checkpoints")
+                for i, name in enumerate(numbers["parameters"])
+            ),
+            "",
+            "what to try next",
+            f'  let it write:       {call} --workdir={workdir} --sample="def "',
+            f"  train for longer:   {call} {config} --workdir=runs/tiny",
+            f"  on your own files:  {call} {config} --config.data.source=text:FOLDER "
+            "--workdir=runs/mine",
+        ]
+    )
 
 
 def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
@@ -681,8 +779,12 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
         shape = (text_model.train.batch_size, text_model.segment_length)
         batch = {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in types.items()}
         described = train.describe(
-            text_model.train, build=build, init_carry=init_carry,
-            tokens_per_step=math.prod(shape), objective=next_token, batch=batch,
+            text_model.train,
+            build=build,
+            init_carry=init_carry,
+            tokens_per_step=math.prod(shape),
+            objective=next_token,
+            batch=batch,
             pod=None if i else pod,
         )
         lines += [f"{name}:", *(f"  {line}" for line in described)]
@@ -692,9 +794,18 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see `jaxlab.train.main`."""
     train.main(
-        run, plan=plan, sample=sample, paper=PAPER, ignore=MAY_CHANGE, argv=argv,
+        run,
+        plan=plan,
+        sample=sample,
+        paper=PAPER,
+        ignore=MAY_CHANGE,
+        argv=argv,
         sample_flags={
-            "num_tokens": 512, "temperature": 0.8, "top_p": 0.95, "seed": 0, "stop": (),
+            "num_tokens": 512,
+            "temperature": 0.8,
+            "top_p": 0.95,
+            "seed": 0,
+            "stop": (),
         },
     )
 

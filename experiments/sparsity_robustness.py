@@ -103,8 +103,12 @@ def nets(config: Config, images: ImageSet) -> dict[str, Net]:
                 base, density, "width", rule=rule, allow_empty_units=True
             )
             found[f"wide_{rule}_{density:g}"] = Net(
-                wider(rule), match.realised_density, match.config,
-                sparse(total=match.target, rule=rule), match.target, match.size,
+                wider(rule),
+                match.realised_density,
+                match.config,
+                sparse(total=match.target, rule=rule),
+                match.target,
+                match.size,
             )
     if config.falling_width is not None:
         model = config.model(images, width=config.falling_width)
@@ -120,7 +124,11 @@ def nets(config: Config, images: ImageSet) -> dict[str, Net]:
         for depth in config.depths:
             model = config.model(images, width=config.depth_width, depth=depth, **parts)
             found[f"{'skips' if parts else 'deep'}_{depth}"] = Net(
-                family, depth, model, sparse(total=capacity, rule="erk"), capacity,
+                family,
+                depth,
+                model,
+                sparse(total=capacity, rule="erk"),
+                capacity,
                 kernel_sizes(model),
             )
     return found
@@ -144,9 +152,7 @@ def kernel_sizes(model: Any) -> int:
     return sum(math.prod(params[path].shape) for path in train.prunable(params))
 
 
-def stressed_sets(
-    stress: StressConfig, test: ImageSet, record: Record
-) -> dict[str, np.ndarray]:
+def stressed_sets(stress: StressConfig, test: ImageSet, record: Record) -> dict[str, np.ndarray]:
     """The test images with noise on their pixels, and with each corruption, by name."""
     noise = dataclasses.replace(
         corruptions.make("gaussian_noise", 1, any_size=True), parameters=(stress.noise,)
@@ -163,7 +169,12 @@ def stressed_sets(
 
 
 def accuracy_by_seed(
-    config: Config, record: Record, name: str, net: Net, training: ImageSet, test: ImageSet,
+    config: Config,
+    record: Record,
+    name: str,
+    net: Net,
+    training: ImageSet,
+    test: ImageSet,
     stressed: Mapping[str, np.ndarray],
 ) -> list[dict[str, float]]:
     """What one net can do after each of its trainings, by test."""
@@ -172,14 +183,16 @@ def accuracy_by_seed(
     for seed in range(config.num_seeds):
         settings = dataclasses.replace(config.train, seed=config.train.seed + seed)
         state = fit(config, record, f"{name}/seed{seed}", net, settings, training)
-        found.append(
-            tested(config.stress, view, state, test, stressed, make_mesh(settings.mesh))
-        )
+        found.append(tested(config.stress, view, state, test, stressed, make_mesh(settings.mesh)))
     return found
 
 
 def fit(
-    config: Config, record: Record, folder: str, net: Net, settings: train.TrainConfig,
+    config: Config,
+    record: Record,
+    folder: str,
+    net: Net,
+    settings: train.TrainConfig,
     training: ImageSet,
 ) -> train.TrainState:
     """Trains one net in a folder of the workdir, or reads the one that is there."""
@@ -187,17 +200,28 @@ def fit(
     changed = {"model": to_dict(net.model), "train": to_dict(settings)}
     changed |= {"sparsity": None if sparsity is None else to_dict(sparsity)}
     part = Record.create(
-        record.workdir / folder, experiment=record.experiment, variant=record.variant,
-        paper=record.paper, ignore=MAY_CHANGE, config=record.config | changed,
+        record.workdir / folder,
+        experiment=record.experiment,
+        variant=record.variant,
+        paper=record.paper,
+        ignore=MAY_CHANGE,
+        config=record.config | changed,
     )
     mesh = make_mesh(settings.mesh)
     stream = data.ImageStream(
-        training, settings.batch_size, seed=settings.seed,
+        training,
+        settings.batch_size,
+        seed=settings.seed,
         rows=host_rows(settings.batch_size, mesh),
     )
     _, done = train.run_training(
-        settings, build=net.model.build, objective=objective_of(config), stream=stream,
-        workdir=part, description=folder, sparsity=sparsity,
+        settings,
+        build=net.model.build,
+        objective=objective_of(config),
+        stream=stream,
+        workdir=part,
+        description=folder,
+        sparsity=sparsity,
     )
     return done.state
 
@@ -210,8 +234,12 @@ def objective_of(config: Config) -> Any:
 
 
 def tested(
-    stress: StressConfig, view: View, state: train.TrainState, test: ImageSet,
-    stressed: Mapping[str, np.ndarray], mesh: Any,
+    stress: StressConfig,
+    view: View,
+    state: train.TrainState,
+    test: ImageSet,
+    stressed: Mapping[str, np.ndarray],
+    mesh: Any,
 ) -> dict[str, float]:
     """Accuracy of one trained net under every test, in [0, 1]."""
     where = {"params": state.params, "state": state.model_state, "mesh": mesh}
@@ -230,8 +258,14 @@ def tested(
         ).accuracy
     for kind, field in {"relative": "relative", "rms": "rms", "worst_case": "worst"}.items():
         curve = evals.weight_noise_curve(
-            view, images, labels, kind=kind, sizes=[getattr(stress, field)],
-            key=jax.random.key(1), draws=1 if field == "worst" else stress.draws, **where,
+            view,
+            images,
+            labels,
+            kind=kind,
+            sizes=[getattr(stress, field)],
+            key=jax.random.key(1),
+            draws=1 if field == "worst" else stress.draws,
+            **where,
         )
         found[field] = float(curve.accuracies.mean())
     return found
@@ -268,15 +302,14 @@ def claims_of(config: Config, found: Mapping[str, Net], accuracy: Accuracy) -> l
     return claims
 
 
-def kept_claims(
-    config: Config, accuracy: Accuracy, net: str, other: str, what: str
-) -> list[Claim]:
+def kept_claims(config: Config, accuracy: Accuracy, net: str, other: str, what: str) -> list[Claim]:
     """A sparse net of a dense one's capacity is as accurate, and more robust in three ways."""
     clean = difference(accuracy, "clean", net, other)
     found = [
         Claim(
             f"A sparse net {what} is as accurate as the dense one.",
-            f"difference over seeds above {-config.margin:g}, with its 95% interval", str(clean),
+            f"difference over seeds above {-config.margin:g}, with its 95% interval",
+            str(clean),
             clean.low > -config.margin,
         )
     ]
@@ -285,7 +318,9 @@ def kept_claims(
         found.append(
             Claim(
                 f"It is more robust to {kind} ({TESTS[test]}).",
-                "difference over seeds above 0, with its 95% interval", str(gain), gain.low > 0,
+                "difference over seeds above 0, with its 95% interval",
+                str(gain),
+                gain.low > 0,
             )
         )
     return found
@@ -310,16 +345,15 @@ def falling_claims(config: Config, accuracy: Accuracy, density: float) -> list[C
     near = min(config.falling_densities, key=lambda d: abs(math.log(d / density)))
     kept, fallen = f"wide_{config.rules[0]}_{density:g}", f"falling_{near:g}"
     for kind, test in KINDS.items():
-        rows = zip(
-            *(accuracy[net] for net in (kept, "dense", fallen, "falling_1")), strict=True
-        )
+        rows = zip(*(accuracy[net] for net in (kept, "dense", fallen, "falling_1")), strict=True)
         gains = [(a[test] - b[test]) - (c[test] - d[test]) for a, b, c, d in rows]
         gain = evals.mean_over_seeds(gains)
         found.append(
             Claim(
                 f"Robustness to {kind} is lost with capacity, not with density: at density "
                 f"{near:g} the net that keeps its capacity loses less to its dense start.",
-                "difference of differences over seeds above 0, with its 95% interval", str(gain),
+                "difference of differences over seeds above 0, with its 95% interval",
+                str(gain),
                 gain.low > 0,
             )
         )
@@ -335,8 +369,12 @@ def numbers_of(
         "images": {"train": len(training), "test": len(test)},
         "nets": {
             name: {
-                "family": net.family, "x": net.x, "width": net.model.width,
-                "depth": net.model.depth, "kept weights": net.kept, "all weights": net.size,
+                "family": net.family,
+                "x": net.x,
+                "width": net.model.width,
+                "depth": net.model.depth,
+                "kept weights": net.kept,
+                "all weights": net.size,
             }
             for name, net in found.items()
         },
@@ -350,14 +388,13 @@ def numbers_of(
         "points over the dense net": {
             test: {
                 name: [100 * value for value in difference(accuracy, test, name, "dense")]
-                for name in found if name != "dense"
+                for name in found
+                if name != "dense"
             }
             for test in tests
         },
         "accuracy % by seed": {
-            test: {
-                name: [100 * a[test] for a in of_seeds] for name, of_seeds in accuracy.items()
-            }
+            test: {name: [100 * a[test] for a in of_seeds] for name, of_seeds in accuracy.items()}
             for test in tests
         },
     }
@@ -371,7 +408,10 @@ def draw(record: Record) -> None:
         for axis, (caption, figure) in curves(numbers, test, title).items():
             shown[caption] = figures.save(figure, record.figures_dir / f"{test}_{axis}.png")
     results.write_report(
-        record, title="Sparsity and robustness", summary=summary(record, numbers), figures=shown,
+        record,
+        title="Sparsity and robustness",
+        summary=summary(record, numbers),
+        figures=shown,
         tables={"Accuracy in percent, mean over seeds": comparison(numbers)},
         commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
     )
@@ -389,7 +429,8 @@ def curves(numbers: Mapping[str, Any], test: str, title: str) -> dict[str, tuple
     found = {}
     over_density = {
         family: np.array(sorted([dense, *points] if family.startswith(WIDER) else points)).T
-        for family, points in families.items() if family not in (DEEPER, SKIPS)
+        for family, points in families.items()
+        if family not in (DEEPER, SKIPS)
     }
     found["density"] = (
         f"{title[0].upper()}{title[1:]}: accuracy over density; bands are 95% intervals over "
@@ -400,7 +441,8 @@ def curves(numbers: Mapping[str, Any], test: str, title: str) -> dict[str, tuple
     )
     over_depth = {
         family: np.array(sorted(points)).T
-        for family, points in families.items() if family in (DEEPER, SKIPS)
+        for family, points in families.items()
+        if family in (DEEPER, SKIPS)
     }
     if over_depth:
         found["depth"] = (
@@ -415,12 +457,13 @@ def comparison(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All nets by all tests."""
     return [
         {
-            "net": name, "width": net["width"], "depth": net["depth"],
-            "weights": net["kept weights"], "density": net["kept weights"] / net["all weights"],
+            "net": name,
+            "width": net["width"],
+            "depth": net["depth"],
+            "weights": net["kept weights"],
+            "density": net["kept weights"] / net["all weights"],
         }
-        | {
-            test: round(numbers["accuracy %"][test][name][0], 1) for test in numbers["accuracy %"]
-        }
+        | {test: round(numbers["accuracy %"][test][name][0], 1) for test in numbers["accuracy %"]}
         for name, net in numbers["nets"].items()
     ]
 
@@ -442,14 +485,16 @@ def summary(record: Record, numbers: Mapping[str, Any]) -> str:
 def closing_words(record: Record) -> str:
     """What a reader wants to know at the end."""
     numbers = train.values_of(record.results["numbers"])
-    return "\n".join([
-        "",
-        results.table(comparison(numbers)),
-        "",
-        *results.claim_lines(record.claims),
-        "",
-        f"report   {record.report_path}",
-    ])
+    return "\n".join(
+        [
+            "",
+            results.table(comparison(numbers)),
+            "",
+            *results.claim_lines(record.claims),
+            "",
+            f"report   {record.report_path}",
+        ]
+    )
 
 
 def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
@@ -467,8 +512,12 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
     for name in dict.fromkeys(("dense", largest)):
         net = found[name]
         described = train.describe(
-            config.train, build=net.model.build, objective=objective_of(config), batch=batch,
-            pod=pod if name == largest else None, sparsity=net.sparsity,
+            config.train,
+            build=net.model.build,
+            objective=objective_of(config),
+            batch=batch,
+            pod=pod if name == largest else None,
+            sparsity=net.sparsity,
         )
         lines += [f"{name}:", *(f"  {line}" for line in described)]
     return lines

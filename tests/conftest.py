@@ -30,6 +30,7 @@ LONG = ("tests/test_", "tests/train/", "tests/experiments/", "tests/models/")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Puts long files first: one at the end would keep a single worker busy and the others idle."""
+
     def rank(item: pytest.Item) -> int:
         return next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
 
@@ -83,10 +84,16 @@ def smoke_run(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProce
     environment = {**os.environ, "XLA_FLAGS": QUICK}  # one device, as a laptop has
     process = subprocess.run(
         [
-            sys.executable, "-m", "experiments.block_recurrent",
-            "--config=configs/block_recurrent.py:smoke", f"--workdir={workdir}",
+            sys.executable,
+            "-m",
+            "experiments.block_recurrent",
+            "--config=configs/block_recurrent.py:smoke",
+            f"--workdir={workdir}",
         ],
-        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
         check=False,
     )
     return workdir, process

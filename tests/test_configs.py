@@ -77,9 +77,10 @@ def test_a_row_of_the_table_has_its_model_batch_and_data(row: str):
     assert config.model == block_recurrent_config(row, "150m", vocab_size=260)
     assert config.data.segment_length * config.train.batch_size == 131_072
     assert (config.data.segment_length == config.model.window) == row.startswith("xl_")
-    assert dataclasses.replace(
-        config.train, batch_size=paper.train.batch_size
-    ) == paper.train and config.data.source == paper.data.source
+    assert (
+        dataclasses.replace(config.train, batch_size=paper.train.batch_size) == paper.train
+        and config.data.source == paper.data.source
+    )
     large = block_recurrent.VARIANTS[f"{row}_1200m"]()
     assert (large.model.width, large.model.num_heads, large.model.mlp_dim) == (2048, 32, 16384)
     assert block_recurrent.VARIANTS[f"{row}_150m"]() == config
@@ -97,8 +98,10 @@ def test_the_paper_variant_has_the_parameters_of_the_paper():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"data.segment_length": "1000"}, "1000 is not a multiple of model.window=128; nearest: "
-         "896, 1024"),
+        (
+            {"data.segment_length": "1000"},
+            "1000 is not a multiple of model.window=128; nearest: 896, 1024",
+        ),
         ({"model.recurrent_layers": "()"}, "needs a window and at least one recurrent layer"),
         ({"model.num_heads": "3"}, "width=128 does not divide by num_heads=3; nearest: 126, 129"),
         ({"baseline_layers": "-1"}, "baseline_layers=-1; expected 0 or more"),

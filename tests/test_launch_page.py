@@ -53,8 +53,12 @@ def test_a_command_runs(command, tmp_path):
     words = [re.sub("^--workdir=", f"--workdir={tmp_path}/", word) for word in words]
     environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
     process = subprocess.run(
-        [sys.executable, *words[1:]], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
-        capture_output=True, text=True, check=False,
+        [sys.executable, *words[1:]],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout

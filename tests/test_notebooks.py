@@ -28,8 +28,12 @@ def test_a_notebook_runs_from_the_installed_package(path: pathlib.Path, tmp_path
     hidden = {"PYTHONPATH", "XLA_FLAGS"}  # neither the checkout nor the tests' eight devices
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     done = subprocess.run(
-        [sys.executable, program.name], cwd=tmp_path, capture_output=True, text=True,
-        env=environment | {"MPLBACKEND": "agg"}, check=False,
+        [sys.executable, program.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment | {"MPLBACKEND": "agg"},
+        check=False,
     )
     if "No module named 'jaxlab'" in done.stderr:
         pytest.skip("the package is not installed in this environment; `make env` does that")

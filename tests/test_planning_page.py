@@ -21,9 +21,13 @@ COMMANDS = [
 ]
 # The pods of the page, and small ones of the same kind; what takes so many devices goes with them.
 SMALL = {
-    "--topology=v5e:16x16": "--topology=v5e:2x2", "--topology=v4:16x16x16": "--topology=v4:2x2x1",
-    "--devices=256": "--devices=4", ":paper": ":smoke", "mesh.data=1024": "mesh.data=4",
-    "mesh.data=32": "mesh.data=2", "mesh.tensor=8": "mesh.tensor=2",
+    "--topology=v5e:16x16": "--topology=v5e:2x2",
+    "--topology=v4:16x16x16": "--topology=v4:2x2x1",
+    "--devices=256": "--devices=4",
+    ":paper": ":smoke",
+    "mesh.data=1024": "mesh.data=4",
+    "mesh.data=32": "mesh.data=2",
+    "mesh.tensor=8": "mesh.tensor=2",
     "batch_size=1024": "batch_size=8",
 }
 
@@ -37,7 +41,11 @@ def test_a_command_plans_what_it_says(command):
         command = command.replace(large, small)
     words = shlex.split(command)
     process = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, *words[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
     )
     assert process.returncode == 0, process.stderr

@@ -62,8 +62,11 @@ def test_a_command_runs(command, trained):
     # One device, as a laptop has, and programs that compile fast and run slowly.
     environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
     process = subprocess.run(
-        [sys.executable, *words[1:]], env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
+        [sys.executable, *words[1:]],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert words[0] == "python" and process.returncode == 0, process.stderr
     assert process.stdout

@@ -50,9 +50,7 @@ def gather(value: Any) -> list[Any]:
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: content.size] = content
     rows = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
-    return [
-        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
-    ]
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def on_main_host(function: Callable[[], T]) -> T | None:
@@ -106,9 +104,7 @@ def host_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES) -> tuple[int, .
     return tuple(sorted(mine))
 
 
-def require_rows(
-    batch_size: int, mesh: Mesh, rules: Rules = RULES, accumulate: int = 1
-) -> None:
+def require_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES, accumulate: int = 1) -> None:
     """Checks that the rows of every micro-batch divide over the devices.
 
     Raises:

@@ -124,7 +124,11 @@ class View:
         return getattr(self.model(params), method)(*args, **kwargs)
 
     def apply_with_state(
-        self, params: Params, state: Mapping[str, Any], *args: Any, method: str = "__call__",
+        self,
+        params: Params,
+        state: Mapping[str, Any],
+        *args: Any,
+        method: str = "__call__",
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Like `apply`, from a given state; returns the output and the state after the call.
@@ -192,7 +196,11 @@ class View:
         return self.apply(self.params, *args, **kwargs)
 
     def taps(
-        self, inputs: Any, paths: str | Iterable[str] = "*", *, params: Params | None = None,
+        self,
+        inputs: Any,
+        paths: str | Iterable[str] = "*",
+        *,
+        params: Params | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Outputs of sub-modules by path, in natural order; works under jit and grad.

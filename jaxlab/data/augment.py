@@ -23,8 +23,20 @@ Augmentation = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 """`augmentation(key, batch) -> batch`, pure."""
 
 OPERATIONS = (
-    "identity", "auto_contrast", "equalize", "rotate", "solarize", "color", "posterize", "contrast",
-    "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
+    "identity",
+    "auto_contrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "color",
+    "posterize",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
 )
 """The 14 operations of RandAugment (arXiv 1909.13719, figure 2)."""
 
@@ -184,7 +196,10 @@ def mixup(num_classes: int, alpha: float = 0.2) -> Augmentation:
 
 
 def rand_augment(
-    num_ops: int = 2, magnitude: float = 9.0, *, fill: float = 0.5,
+    num_ops: int = 2,
+    magnitude: float = 9.0,
+    *,
+    fill: float = 0.5,
     operations: Sequence[str] = OPERATIONS,
 ) -> Augmentation:
     """Changes each image by operations drawn at random, all at one magnitude (arXiv 1909.13719).
@@ -232,8 +247,12 @@ def rand_augment(
 
 
 def _operate(
-    x_hwc: jax.Array, operations: Sequence[str], choice: jax.Array, magnitude: float,
-    signed: jax.Array, fill: float,
+    x_hwc: jax.Array,
+    operations: Sequence[str],
+    choice: jax.Array,
+    magnitude: float,
+    signed: jax.Array,
+    fill: float,
 ) -> jax.Array:
     """Applies operation number `choice`.
 

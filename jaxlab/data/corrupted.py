@@ -35,8 +35,14 @@ def images_fingerprint(images_bhwc: Any) -> str:
 
 
 def corrupted(
-    images: Images, name: str, severity: int, *, cache_dir: str | os.PathLike[str] | None = None,
-    seed: int = 0, fingerprint: str | None = None, **options: Any,
+    images: Images,
+    name: str,
+    severity: int,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
+    **options: Any,
 ) -> Images:
     """A set of images with a corruption, the index of each its place in the set.
 
@@ -77,9 +83,14 @@ def corrupted(
 
 
 def corrupted_sets(
-    images: Images, names: Iterable[str] = (*EVALUATED_NAMES, *EXTRA_NAMES),
-    severities: Iterable[int] = SEVERITIES, *, cache_dir: str | os.PathLike[str] | None = None,
-    seed: int = 0, fingerprint: str | None = None, **options: Any,
+    images: Images,
+    names: Iterable[str] = (*EVALUATED_NAMES, *EXTRA_NAMES),
+    severities: Iterable[int] = SEVERITIES,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
+    **options: Any,
 ) -> Iterator[tuple[str, int, Images]]:
     """Yields `(name, severity, images)` of one set with all corruptions, by default the 19 by 5.
 
@@ -109,7 +120,10 @@ def _fingerprint(images: Any) -> str:
 
 
 def _corrupted(
-    images: Any, corruption: Corruption, cache_dir: str | os.PathLike[str] | None, seed: int,
+    images: Any,
+    corruption: Corruption,
+    cache_dir: str | os.PathLike[str] | None,
+    seed: int,
     fingerprint: str | None,
 ) -> Any:
     name, severity = corruption.name, corruption.severity
@@ -120,14 +134,21 @@ def _corrupted(
         return {"images": np.asarray(corruption(jax.random.key(seed, impl=KEY_KIND), levels))}
 
     key = {
-        "set": fingerprint, "shape": levels.shape, "corruption": name, "severity": severity,
-        "options": corruption.options, "seed": int(seed), "version": VERSION,
+        "set": fingerprint,
+        "shape": levels.shape,
+        "corruption": name,
+        "severity": severity,
+        "options": corruption.options,
+        "seed": int(seed),
+        "version": VERSION,
     }
     label = f"{name}-{severity}-seed{seed}-v{VERSION}"
     changed = kept_arrays(cache_dir, label, key, made)["images"]
     if not isinstance(images, ImageSet):
         return changed
     return ImageSet(
-        changed, images.labels, class_names=images.class_names,
+        changed,
+        images.labels,
+        class_names=images.class_names,
         name=f"{images.name}/{name}/{severity}",
     )

@@ -71,8 +71,16 @@ class DocumentStream:
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, *, batch_size: int, segment_length: int,
-        align: int = 1, seed: int = 0, shuffle: bool = True, rows: Sequence[int] | None = None,
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        segment_length: int,
+        align: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        rows: Sequence[int] | None = None,
         cache_bytes: int = 1 << 27,
     ):
         self.rows = checked_rows(batch_size, rows)
@@ -82,14 +90,20 @@ class DocumentStream:
         self._documents = FramedDocuments(source, tokenizer, align, cache_bytes)
         self._names = source.names
         self._order = functools.lru_cache(maxsize=4)(
-            functools.partial(epoch_order, len(source), seed) if shuffle
+            functools.partial(epoch_order, len(source), seed)
+            if shuffle
             else lambda epoch: np.arange(len(source))
         )
         self._readers: list[_Reader] | None = None
         self._identity = {
-            "seed": seed, "shuffle": shuffle, "batch_size": batch_size,
-            "segment_length": segment_length, "align": align, "num_documents": len(source),
-            "source": source_fingerprint(source), "tokenizer": tokenizer.fingerprint(),
+            "seed": seed,
+            "shuffle": shuffle,
+            "batch_size": batch_size,
+            "segment_length": segment_length,
+            "align": align,
+            "num_documents": len(source),
+            "source": source_fingerprint(source),
+            "tokenizer": tokenizer.fingerprint(),
         }
 
     def __iter__(self) -> Iterator[HostBatch]:
@@ -98,8 +112,10 @@ class DocumentStream:
     def __next__(self) -> HostBatch:
         shape = (len(self.rows), self.segment_length)
         batch: HostBatch = {
-            "inputs": np.empty(shape, np.int32), "targets": np.empty(shape, np.int32),
-            "mask": np.zeros(shape, np.bool_), "start": np.zeros(shape, np.bool_),
+            "inputs": np.empty(shape, np.int32),
+            "targets": np.empty(shape, np.int32),
+            "mask": np.zeros(shape, np.bool_),
+            "start": np.zeros(shape, np.bool_),
         }
         for i, reader in enumerate(self._opened()):
             self._fill({name: array[i] for name, array in batch.items()}, reader)

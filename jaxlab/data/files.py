@@ -53,9 +53,7 @@ def _is_visible(path: pathlib.Path) -> bool:
     return not path.name.startswith(".") and not path.is_symlink()
 
 
-def matching_files(
-    files: Iterable[pathlib.Path], patterns: Sequence[str]
-) -> list[pathlib.Path]:
+def matching_files(files: Iterable[pathlib.Path], patterns: Sequence[str]) -> list[pathlib.Path]:
     """Returns those of `files` that match one of the shell patterns, in their order."""
     return [p for p in files if any(p.match(pattern) for pattern in patterns)]
 

@@ -80,8 +80,13 @@ class FramedDocuments:
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, align: int, cache_bytes: int,
-        max_tokens: int | None = None, with_words: bool = False,
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        align: int,
+        cache_bytes: int,
+        max_tokens: int | None = None,
+        with_words: bool = False,
     ):
         if not len(source):
             raise UsageError("the source has no document; expected at least one")

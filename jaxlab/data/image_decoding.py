@@ -64,8 +64,11 @@ def decode_image(
 
 
 def decode_images(
-    read: Callable[[Sequence[int]], Sequence[bytes]], names: Sequence[str], *,
-    channels: int | None = None, size: tuple[int, int] | None = None,
+    read: Callable[[Sequence[int]], Sequence[bytes]],
+    names: Sequence[str],
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decodes many images into one array uint8 [n, h, w, c].
 

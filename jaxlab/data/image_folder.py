@@ -42,8 +42,12 @@ class ImageFolder(ImageSet):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, size: tuple[int, int] | None = None,
-        channels: int | None = None, cache_dir: str | os.PathLike[str] | None = None,
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         name: str | None = None,
     ):
         root = existing_folder(path, "a folder with one sub-folder of images a class")
@@ -62,8 +66,10 @@ class ImageFolder(ImageSet):
         def decode() -> dict[str, np.ndarray]:
             names = [repr(str(file)) for file in files]
             images = decode_images(
-                lambda numbers: [read_file(files[i]) for i in numbers], names,
-                channels=channels, size=size,
+                lambda numbers: [read_file(files[i]) for i in numbers],
+                names,
+                channels=channels,
+                size=size,
             )
             return {"images": images}
 
@@ -72,7 +78,8 @@ class ImageFolder(ImageSet):
         super().__init__(
             kept_arrays(cache_dir, name, key, decode)["images"],
             np.repeat(np.arange(len(found)), [len(inside) for inside in found.values()]),
-            class_names=list(found), name=name,
+            class_names=list(found),
+            name=name,
         )
 
 

@@ -49,7 +49,9 @@ class ImageStream:
         )
         self._next = 0
         self._identity = {
-            "seed": seed, "batch_size": batch_size, "num_images": len(images),
+            "seed": seed,
+            "batch_size": batch_size,
+            "num_images": len(images),
             "images": images.fingerprint,
         }
 
@@ -130,6 +132,7 @@ def image_batches(
 
 def _batch(images: ImageSet, index: np.ndarray) -> HostBatch:
     return {
-        "inputs": images.images[index], "targets": images.labels[index],
+        "inputs": images.images[index],
+        "targets": images.labels[index],
         "index": index,
     }

@@ -42,8 +42,12 @@ class ImageSet:
     """
 
     def __init__(
-        self, images: npt.ArrayLike, labels: npt.ArrayLike, *,
-        class_names: Sequence[str] | None = None, num_classes: int | None = None,
+        self,
+        images: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        class_names: Sequence[str] | None = None,
+        num_classes: int | None = None,
         name: str = "arrays",
     ):
         self.images = _checked_images(images)

@@ -61,7 +61,11 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(
-        self, stream: Stream, size: int = 2, transfer: Callable[[Any], T] | None = None, *,
+        self,
+        stream: Stream,
+        size: int = 2,
+        transfer: Callable[[Any], T] | None = None,
+        *,
         restarts: int = 2,
     ):
         require_positive(size=size)

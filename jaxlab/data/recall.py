@@ -106,7 +106,10 @@ class RecallTask:
         start[:, 0] = True
         position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
         return {
-            "inputs": inputs, "targets": targets, "mask": mask, "start": start,
+            "inputs": inputs,
+            "targets": targets,
+            "mask": mask,
+            "start": start,
             "position": position,
         }
 
@@ -123,9 +126,13 @@ class RecallTask:
         return keys, values
 
     def _place_queries(
-        self, rng: np.random.Generator, keys: npt.NDArray[np.int64],
-        values: npt.NDArray[np.int64], inputs: npt.NDArray[np.int32],
-        targets: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_],
+        self,
+        rng: np.random.Generator,
+        keys: npt.NDArray[np.int64],
+        values: npt.NDArray[np.int64],
+        inputs: npt.NDArray[np.int32],
+        targets: npt.NDArray[np.int32],
+        mask: npt.NDArray[np.bool_],
     ) -> None:
         """Writes the queries of all later blocks, their answers and the mask."""
         size, blocks = len(inputs), inputs.shape[1] // self.block - 1
@@ -150,7 +157,11 @@ class RecallStream:
     """
 
     def __init__(
-        self, task: RecallTask, batch_size: int, seed: int, rows: Sequence[int] | None = None,
+        self,
+        task: RecallTask,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int] | None = None,
         segments: int = 1,
     ):
         require_positive(segments=segments)
@@ -159,7 +170,9 @@ class RecallStream:
         require_not_negative(seed=seed)
         self._seed, self._next = seed, 0
         self._identity = {
-            **dataclasses.asdict(task), "batch_size": batch_size, "seed": seed,
+            **dataclasses.asdict(task),
+            "batch_size": batch_size,
+            "seed": seed,
             "segments": segments,
         }
 

@@ -70,5 +70,6 @@ class Repositories:
         texts = ((path, read_file(path)) for path in files)
         return b"".join(
             under_its_path(path.relative_to(tree).as_posix(), text)
-            for path, text in texts if not is_binary(text)
+            for path, text in texts
+            if not is_binary(text)
         )

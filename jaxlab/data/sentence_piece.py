@@ -63,8 +63,14 @@ class SentencePiece:
 
     @classmethod
     def train(
-        cls, source: Source, vocab_size: int, path: str | os.PathLike[str] | None = None, *,
-        kind: str = "bpe", seed: int = 0, sample_bytes: int = 20_000_000,
+        cls,
+        source: Source,
+        vocab_size: int,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        kind: str = "bpe",
+        seed: int = 0,
+        sample_bytes: int = 20_000_000,
     ) -> SentencePiece:
         """Trains a model on documents of `source`, with byte fallback and no normalisation.
 
@@ -92,11 +98,20 @@ class SentencePiece:
         out = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines), model_writer=out, vocab_size=vocab_size,
-                model_type=kind, byte_fallback=True, normalization_rule_name="identity",
-                remove_extra_whitespaces=False, add_dummy_prefix=False,
-                allow_whitespace_only_pieces=True, user_defined_symbols=["\n", "\t"],
-                unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
+                sentence_iterator=iter(lines),
+                model_writer=out,
+                vocab_size=vocab_size,
+                model_type=kind,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                user_defined_symbols=["\n", "\t"],
+                unk_id=0,
+                eos_id=1,
+                bos_id=-1,
+                pad_id=-1,
                 max_sentence_length=8 * _MAX_LINE,  # in bytes
                 num_threads=1,  # sums over several threads differ in the last digit
                 minloglevel=2,
@@ -137,8 +152,10 @@ class SentencePiece:
     def fingerprint(self) -> dict[str, str | int]:
         """Returns name, table size, boundary and the sha256 of the model."""
         return {
-            "name": "sentencepiece", "vocab_size": self.vocab_size,
-            "boundary_id": self.boundary_id, "sha256": self._sha256,
+            "name": "sentencepiece",
+            "vocab_size": self.vocab_size,
+            "boundary_id": self.boundary_id,
+            "sha256": self._sha256,
         }
 
     def _encode_lines(self, text: str) -> list[int]:

@@ -57,8 +57,11 @@ _IMAGE_FORMS = "'digits/<split>', 'tfds:<data set>/<split>', 'images:<folder>'"
 
 
 def open_images(
-    spec: str, *, data_dir: str | os.PathLike[str] | None = None,
-    size: tuple[int, int] | None = None, cache_dir: str | os.PathLike[str] | None = None,
+    spec: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> ImageSet:
     """Opens the labelled images that `spec` names.
 

@@ -100,7 +100,8 @@ class TextFiles:
     """
 
     def __init__(
-        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         pattern: str = "*.txt",
     ):
         single = isinstance(paths, (str, os.PathLike))
@@ -131,13 +132,32 @@ class TextFiles:
 
 # Distributions ship these apart from the interpreter, generate them at build time or patch them in;
 # without them the documents are the same for one Python version however it was packaged.
-_PACKAGED_APART = frozenset({
-    "_distutils_system_mod", "distutils", "ensurepip", "idlelib", "lib2to3", "sitecustomize",
-    "tkinter", "turtle", "turtledemo", "usercustomize", "venv",
-})
-_NOT_SOURCES = frozenset({
-    "__pycache__", "dist-packages", "idle_test", "macholib", "site-packages", "test", "tests",
-})
+_PACKAGED_APART = frozenset(
+    {
+        "_distutils_system_mod",
+        "distutils",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "sitecustomize",
+        "tkinter",
+        "turtle",
+        "turtledemo",
+        "usercustomize",
+        "venv",
+    }
+)
+_NOT_SOURCES = frozenset(
+    {
+        "__pycache__",
+        "dist-packages",
+        "idle_test",
+        "macholib",
+        "site-packages",
+        "test",
+        "tests",
+    }
+)
 
 
 class StandardLibrary:

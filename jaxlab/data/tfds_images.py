@@ -39,8 +39,14 @@ class TfdsImages(ImageSet):
     """
 
     def __init__(
-        self, name: str, split: str = "train", data_dir: str | os.PathLike[str] | None = None, *,
-        size: tuple[int, int] | None = None, image: str | None = None, label: str | None = None,
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        image: str | None = None,
+        label: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ):
         require_size(size)
@@ -68,12 +74,17 @@ class TfdsImages(ImageSet):
 
         resized = "" if size is None else "@" + "x".join(map(str, size))
         key = {
-            "builder": builder.info.full_name, "files": _signs(builder) if cache_dir else [],
-            "split": split, "image": image, "label": label, "size": size,
+            "builder": builder.info.full_name,
+            "files": _signs(builder) if cache_dir else [],
+            "split": split,
+            "image": image,
+            "label": label,
+            "size": size,
         }
         arrays = kept_arrays(cache_dir, f"{name}/{split}{resized}", key, decode)
         super().__init__(
-            arrays["images"], arrays["labels"],
+            arrays["images"],
+            arrays["labels"],
             class_names=list(map(str, builder.info.features[label].names)),
             name=f"{name}/{split}{resized}",
         )

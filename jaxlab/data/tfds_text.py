@@ -28,8 +28,11 @@ class TfdsText:
     """
 
     def __init__(
-        self, name: str, split: str = "train",
-        data_dir: str | os.PathLike[str] | None = None, feature: str | None = None,
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | os.PathLike[str] | None = None,
+        feature: str | None = None,
     ):
         builder = open_builder(name, data_dir)
         self._examples = open_examples(builder, split)

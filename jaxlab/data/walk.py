@@ -85,14 +85,22 @@ class Walk:
         return {
             "inputs": np.full(size, self._boundary_id, np.int32),
             "targets": np.full(size, self._boundary_id, np.int32),
-            "mask": np.zeros(size, np.bool_), "start": np.zeros(size, np.bool_),
-            "position": np.zeros(size, np.int32), "index": np.full(size, -1, np.int32),
+            "mask": np.zeros(size, np.bool_),
+            "start": np.zeros(size, np.bool_),
+            "position": np.zeros(size, np.int32),
+            "index": np.full(size, -1, np.int32),
         }
 
 
 def walk(
-    source: Source, tokenizer: Tokenizer, *, batch_size: int, segment_length: int, align: int = 1,
-    max_document_tokens: int | None = None, rows: Sequence[int] | None = None,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    segment_length: int,
+    align: int = 1,
+    max_document_tokens: int | None = None,
+    rows: Sequence[int] | None = None,
     cache_bytes: int = 1 << 27,
 ) -> Walk:
     """Plans a walk in which each document of `source` is read whole and exactly once.
@@ -135,10 +143,15 @@ def walk(
         )
     plan, longest = _deal(lengths, batch_size)
     return Walk(
-        segment_length=segment_length, num_batches=-(-longest // segment_length),
-        num_targets=num_targets, num_bytes=num_bytes, num_words=num_words,
-        num_documents=len(lengths), _documents=documents,
-        _plan=tuple(plan[row] for row in rows), _boundary_id=tokenizer.boundary_id,
+        segment_length=segment_length,
+        num_batches=-(-longest // segment_length),
+        num_targets=num_targets,
+        num_bytes=num_bytes,
+        num_words=num_words,
+        num_documents=len(lengths),
+        _documents=documents,
+        _plan=tuple(plan[row] for row in rows),
+        _boundary_id=tokenizer.boundary_id,
     )
 
 

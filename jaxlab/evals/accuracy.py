@@ -33,8 +33,9 @@ def accuracy_interval(predictions: Predictions) -> Interval:
     middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     margin = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
     # At 0 and 1 the bounds are the shares themselves, up to rounding.
-    return Interval(share, min(share, max(0.0, middle - margin)),
-                    max(share, min(1.0, middle + margin)))
+    return Interval(
+        share, min(share, max(0.0, middle - margin)), max(share, min(1.0, middle + margin))
+    )
 
 
 def accuracy_difference(a: Predictions, b: Predictions) -> Interval:

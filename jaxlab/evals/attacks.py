@@ -117,9 +117,7 @@ class Attack:
         shape = (len(rows.images) * num_hosts(), *rows.images.shape[1:])
         model.rows(shape[0])
         require_labels(rows.labels, model.num_classes(shape, rows.images.dtype))
-        placed = model.place(
-            {"inputs": rows.images, "targets": rows.labels, "index": rows.index}
-        )
+        placed = model.place({"inputs": rows.images, "targets": rows.labels, "index": rows.index})
         return self.on(model, key, placed)
 
     def on(self, model: Classifier, key: jax.Array, batch: Batch) -> jax.Array:
@@ -137,8 +135,12 @@ class Attack:
     @property
     def _numbers(self) -> _Numbers:
         return _Numbers(
-            np.float32(self.eps), np.float32(self.step_size), np.int32(self.steps),
-            np.int32(self.restarts), np.bool_(self.random_start), np.bool_(self.targeted),
+            np.float32(self.eps),
+            np.float32(self.step_size),
+            np.int32(self.steps),
+            np.int32(self.restarts),
+            np.bool_(self.random_start),
+            np.bool_(self.targeted),
         )
 
 
@@ -251,7 +253,8 @@ def attack_accuracy(
     """
     if attack.targeted != (targets is not None):
         raise UsageError(
-            "a targeted attack needs targets, int [n], the labels to move to" if attack.targeted
+            "a targeted attack needs targets, int [n], the labels to move to"
+            if attack.targeted
             else "targets are for a targeted attack; make it with targeted=True, or leave them out"
         )
     examples = Examples.of(images, labels, index, domain)
@@ -299,8 +302,14 @@ class _Worst(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _search(
-    net: View, rules: Rules, params: Params, state: Mapping[str, Any], norm: str, key: jax.Array,
-    batch: Batch, numbers: _Numbers,
+    net: View,
+    rules: Rules,
+    params: Params,
+    state: Mapping[str, Any],
+    norm: str,
+    key: jax.Array,
+    batch: Batch,
+    numbers: _Numbers,
 ) -> jax.Array:
     image_bhwc, labels_b = unit_images(batch["inputs"]), batch["targets"]
     shape = image_bhwc.shape[1:]

@@ -128,8 +128,15 @@ def robustness_card(
         rows.append(row("attack", name, attack.eps, found))
     for kind, sizes in weight_noise.items():
         curve = weight_noise_curve(
-            view, images, labels, kind=kind, sizes=sizes, draws=draws, masks=masks,
-            key=named(key, "weights"), **where,
+            view,
+            images,
+            labels,
+            kind=kind,
+            sizes=sizes,
+            draws=draws,
+            masks=masks,
+            key=named(key, "weights"),
+            **where,
         )
         rows += [
             CardRow("weight noise", kind, size, interval, "draws")

@@ -121,8 +121,12 @@ class Classifier:
 
     @classmethod
     def of(
-        cls, view: View, params: Params | None = None, state: Mapping[str, Any] | None = None,
-        mesh: Mesh | None = None, rules: Rules = RULES,
+        cls,
+        view: View,
+        params: Params | None = None,
+        state: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
+        rules: Rules = RULES,
     ) -> Classifier:
         """A view with arrays of its own or others; by default on the devices of the parameters."""
         params = view.params if params is None else params
@@ -131,8 +135,11 @@ class Classifier:
             raise UsageError("the view has shapes in place of arrays; pass params= and state=")
         mesh = _mesh_of(params) if mesh is None else mesh
         return cls(
-            _net(view), _placed(params, view.axes, mesh, rules), _placed(state, {}, mesh, rules),
-            mesh, rules,
+            _net(view),
+            _placed(params, view.axes, mesh, rules),
+            _placed(state, {}, mesh, rules),
+            mesh,
+            rules,
         )
 
     def run(self, jitted: Callable[..., Any], *args: Any) -> Any:
@@ -164,7 +171,9 @@ class Classifier:
         return out.shape[1]
 
     def predict(
-        self, examples: Examples, batch_size: int,
+        self,
+        examples: Examples,
+        batch_size: int,
         logits: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
     ) -> Predictions:
         """The logits of all examples, by default those of their images as they are.
@@ -191,8 +200,10 @@ class Classifier:
                 parts.append(np.asarray(whole(done)))
         parts.append(np.asarray(whole(last)))
         return Predictions(
-            np.concatenate(parts)[: len(examples.labels)], examples.labels.astype(np.int32),
-            examples.index, examples.domain,
+            np.concatenate(parts)[: len(examples.labels)],
+            examples.labels.astype(np.int32),
+            examples.index,
+            examples.domain,
         )
 
     def rows(self, batch_size: int) -> tuple[int, ...]:

@@ -104,7 +104,10 @@ def mean_corruption_error(
 
 
 def relative_corruption_errors(
-    errors: Errors, clean_error: float, reference_errors: Errors, reference_clean_error: float,
+    errors: Errors,
+    clean_error: float,
+    reference_errors: Errors,
+    reference_clean_error: float,
     names: Sequence[str] = EVALUATED_NAMES,
 ) -> dict[str, float]:
     """`corruption_errors` of what corruption adds: each E less the clean error of its own net.
@@ -130,7 +133,10 @@ def relative_corruption_errors(
 
 
 def relative_mean_corruption_error(
-    errors: Errors, clean_error: float, reference_errors: Errors, reference_clean_error: float,
+    errors: Errors,
+    clean_error: float,
+    reference_errors: Errors,
+    reference_clean_error: float,
     names: Sequence[str] = EVALUATED_NAMES,
 ) -> float:
     """Relative mCE: the mean of `relative_corruption_errors`; 1 for the reference itself."""
@@ -160,11 +166,15 @@ def _table(errors: Errors, names: Sequence[str], noun: str) -> np.ndarray:
                 f"{noun} of {name} of shape {list(given)}; expected {len(SEVERITIES)}, one for "
                 "each severity from 1 to 5"
             )
-    return np.array([
-        [_share(value, f"that of {name} at severity {s} in {noun}")
-         for s, value in zip(SEVERITIES, errors[name], strict=True)]
-        for name in names
-    ])
+    return np.array(
+        [
+            [
+                _share(value, f"that of {name} at severity {s} in {noun}")
+                for s, value in zip(SEVERITIES, errors[name], strict=True)
+            ]
+            for name in names
+        ]
+    )
 
 
 def _share(value: float, which: str) -> float:

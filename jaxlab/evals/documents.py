@@ -204,16 +204,20 @@ def evaluate_documents(
     kept = np.flatnonzero(documents.counts)
     size = len(edges)
     return DocumentScores(
-        edges=edges, bin_nats=bins.nats_of(size), bin_counts=bins.counts_of(size), documents=kept,
-        document_nats=documents.nats[kept], document_counts=documents.counts[kept],
-        num_bytes=batches.num_bytes, num_words=batches.num_words,
-        marked_nats=float(marked.nats.sum()), marked_count=int(marked.counts.sum()),
+        edges=edges,
+        bin_nats=bins.nats_of(size),
+        bin_counts=bins.counts_of(size),
+        documents=kept,
+        document_nats=documents.nats[kept],
+        document_counts=documents.counts[kept],
+        num_bytes=batches.num_bytes,
+        num_words=batches.num_words,
+        marked_nats=float(marked.nats.sum()),
+        marked_count=int(marked.counts.sum()),
     )
 
 
-def _marked(
-    marks: Mapping[int, np.ndarray], index: np.ndarray, position: np.ndarray
-) -> np.ndarray:
+def _marked(marks: Mapping[int, np.ndarray], index: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Which of the tokens [n] are marked."""
     found = np.zeros(len(index), bool)
     for number in np.unique(index):

@@ -87,9 +87,10 @@ def gradient_masking_checks(
     whole_box = _whole_box(norm, images)
     attack = functools.partial(pgd, view, norm=norm, steps=steps)
     at_eps = under(attack(eps)).accuracy
-    by_steps = [
-        under(attack(eps, steps=n)).accuracy for n in (1, steps // 4)
-    ] + [at_eps, under(attack(eps, steps=2 * steps)).accuracy]
+    by_steps = [under(attack(eps, steps=n)).accuracy for n in (1, steps // 4)] + [
+        at_eps,
+        under(attack(eps, steps=2 * steps)).accuracy,
+    ]
     by_eps = [
         at_eps if size == eps else under(attack(size)).accuracy
         for size in (min(share * eps, whole_box) for share in (0.25, 0.5, 1, 2))
@@ -104,8 +105,10 @@ def gradient_masking_checks(
         _at_most("PGD is no weaker than one gradient step", at_eps, single.accuracy, tolerance),
         _unbounded(under(attack(whole_box, steps=2 * steps)).accuracy),
         _at_most(
-            "the worst of ten random points is no stronger than PGD", at_eps,
-            under(random_search(view, eps, norm)).accuracy, tolerance,
+            "the worst of ten random points is no stronger than PGD",
+            at_eps,
+            under(random_search(view, eps, norm)).accuracy,
+            tolerance,
         ),
     ]
     if other is not None:
@@ -138,13 +141,16 @@ def _falling(claim: str, accuracies: Sequence[float], tolerance: float) -> Claim
     least = np.minimum.accumulate(accuracies)
     rise = float((np.array(accuracies) - least).max())
     measured = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
-    return Claim(claim, f"never above an earlier one by > {tolerance:.1%}", measured,
-                 rise <= tolerance)
+    return Claim(
+        claim, f"never above an earlier one by > {tolerance:.1%}", measured, rise <= tolerance
+    )
 
 
 def _at_most(claim: str, stronger: float, weaker: float, tolerance: float) -> Claim:
     return Claim(
-        claim, f"PGD at most {weaker:.1%} + {tolerance:.1%}", f"{stronger:.1%}",
+        claim,
+        f"PGD at most {weaker:.1%} + {tolerance:.1%}",
+        f"{stronger:.1%}",
         stronger <= weaker + tolerance,
     )
 

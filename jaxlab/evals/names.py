@@ -50,9 +50,7 @@ def far_names(
     }
 
 
-def _far_names(
-    text: bytes, tokenizer: Tokenizer, reach: int, limit: int | None
-) -> np.ndarray:
+def _far_names(text: bytes, tokenizer: Tokenizer, reach: int, limit: int | None) -> np.ndarray:
     tokens = np.asarray(tokenizer.encode(text)[:limit])
     ends = np.cumsum(_lengths(tokens, tokenizer))
     spelled, first, beyond = _names(text)
@@ -82,11 +80,13 @@ def _names(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each mention of a name: a number for its spelling, its first byte, the byte after it."""
     words = set(text.translate(LETTERS).split())
     number = {
-        word: i for i, word in enumerate(words)
+        word: i
+        for i, word in enumerate(words)
         if len(word) > 2 and word[:1].isupper() and word.lower() not in words
     }
     found = [
         (number[word], at.start(), at.end())
-        for at in CAPITAL.finditer(text) if (word := at.group()) in number
+        for at in CAPITAL.finditer(text)
+        if (word := at.group()) in number
     ]
     return tuple(np.array(found, np.int64).reshape(-1, 3).T)

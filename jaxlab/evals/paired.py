@@ -98,7 +98,9 @@ def mean_scores(scores: Sequence[DocumentScores]) -> DocumentScores:
         return np.mean([getattr(score, name) for score in scores], axis=0)
 
     return dataclasses.replace(
-        scores[0], bin_nats=mean("bin_nats"), document_nats=mean("document_nats"),
+        scores[0],
+        bin_nats=mean("bin_nats"),
+        document_nats=mean("document_nats"),
         marked_nats=float(mean("marked_nats")),
     )
 

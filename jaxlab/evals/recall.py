@@ -13,7 +13,12 @@ from jaxlab.core import Batch, Params, UsageError, View, whole
 
 
 def accuracy_by_block(
-    view: View, params: Params, batch: Batch, block: int, *, segment_length: int | None = None,
+    view: View,
+    params: Params,
+    batch: Batch,
+    block: int,
+    *,
+    segment_length: int | None = None,
     before_segment: Callable[[Params, Any], Any] | None = None,
 ) -> np.ndarray:
     """The part of the targets that a model ranks first, for every block of the sequence.

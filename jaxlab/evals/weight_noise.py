@@ -64,9 +64,7 @@ class WeightNoiseCurve:
         return tuple(Interval(m, max(0.0, low), min(1.0, high)) for m, low, high in intervals)
 
 
-def kept_kernels(
-    params: Params, masks: Mapping[str, Any] | None = None
-) -> dict[str, jax.Array]:
+def kept_kernels(params: Params, masks: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
     """Which entries of the kernels are perturbed: bool, `{path: array}`.
 
     Kernels are parameters of rank 2 or more whose path ends with `kernel`. Kept are entries that
@@ -76,7 +74,8 @@ def kept_kernels(
       UsageError: no kernels; a mask that fits no kernel, or has another shape.
     """
     kept = {
-        path: p != 0 for path, p in params.items()
+        path: p != 0
+        for path, p in params.items()
         if np.ndim(p) >= 2 and path.rpartition("/")[2] == "kernel"
     }
     if not kept:
@@ -93,7 +92,11 @@ def kept_kernels(
 
 
 def perturb_weights(
-    params: Params, kind: str, size: float, key: jax.Array, *,
+    params: Params,
+    kind: str,
+    size: float,
+    key: jax.Array,
+    *,
     masks: Mapping[str, Any] | None = None,
 ) -> Params:
     """Weights with random noise, e standard normal and independent for each kept entry.
@@ -225,7 +228,13 @@ def weight_noise_curve(
         draw_key = named(key, "draw", draw)
         if kind == "worst_case":
             noisy = worst_case_weights(
-                view, images, rho=size, key=draw_key, steps=steps, masks=masks, params=params,
+                view,
+                images,
+                rho=size,
+                key=draw_key,
+                steps=steps,
+                masks=masks,
+                params=params,
                 **where,
             )
         else:
@@ -258,9 +267,16 @@ def _perturbed(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _ascended(
-    net: View, rules: Rules, params: Params, state: Mapping[str, Any],
-    kept: Mapping[str, jax.Array], batches: Mapping[str, jax.Array], key: jax.Array, rho: Any,
-    step_size: Any, steps: Any,
+    net: View,
+    rules: Rules,
+    params: Params,
+    state: Mapping[str, Any],
+    kept: Mapping[str, jax.Array],
+    batches: Mapping[str, jax.Array],
+    key: jax.Array,
+    rho: Any,
+    step_size: Any,
+    steps: Any,
 ) -> Params:
     radius = {path: rho * _norm(params[path] * kept[path]) for path in kept}
 

@@ -14,8 +14,12 @@ from jaxlab.models.transformer_lm import TransformerLM
 
 
 def add_recurrence(
-    model: TransformerLM, layers: Sequence[int] = (-2,), *, rngs: nnx.Rngs,
-    window: int | None = None, **changes: Any,
+    model: TransformerLM,
+    layers: Sequence[int] = (-2,),
+    *,
+    rngs: nnx.Rngs,
+    window: int | None = None,
+    **changes: Any,
 ) -> TransformerLM:
     """A copy of a trained model some of whose layers own a recurrent state (arXiv 2203.07852).
 
@@ -48,8 +52,14 @@ def add_recurrence(
     """
     old = model.config
     allowed = (
-        "num_states", "gate", "gate_bias", "update", "dropout_rate", "attention_dropout",
-        "scan_layers", "remat",
+        "num_states",
+        "gate",
+        "gate_bias",
+        "update",
+        "dropout_rate",
+        "attention_dropout",
+        "scan_layers",
+        "remat",
     )
     for name in changes:
         if name not in allowed:
@@ -61,9 +71,7 @@ def add_recurrence(
         raise UsageError(f"window={window}, but the model was trained with window={old.window}")
     if old.window is None:
         changes |= {"window": window, "include_self": True}
-    config = dataclasses.replace(
-        old, recurrent_layers=(*old.recurrent_layers, *layers), **changes
-    )
+    config = dataclasses.replace(old, recurrent_layers=(*old.recurrent_layers, *layers), **changes)
     new = {layer % old.depth for layer in layers}
     for layer in sorted(new):
         if old.slots()[layer] != "attention":

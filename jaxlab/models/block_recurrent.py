@@ -98,8 +98,15 @@ def block_recurrent_config(row: str, size: str = "150m", **changes: Any) -> Tran
                 f"{', '.join(known)}"
             )
     fields = {
-        "depth": DEPTH, "window": 512, "num_states": STATES, "dropout_rate": 0.05,
-        "attention_dropout": 0.05, "scan_layers": True, "remat": True,
-        **SIZES[size], **ROWS[row].changes, **changes,
+        "depth": DEPTH,
+        "window": 512,
+        "num_states": STATES,
+        "dropout_rate": 0.05,
+        "attention_dropout": 0.05,
+        "scan_layers": True,
+        "remat": True,
+        **SIZES[size],
+        **ROWS[row].changes,
+        **changes,
     }
     return TransformerLMConfig(**fields)

@@ -98,6 +98,10 @@ class Classifier(nnx.Module):
 def linear_head(width: int, config: ClassifierConfig, *, rngs: nnx.Rngs) -> nnx.LinearGeneral:
     """The last layer: features [b, d] to logits, with a bias."""
     return projection(
-        width, config.num_classes, ("embed", "vocab"), use_bias=True, dtype=config.compute_dtype,
+        width,
+        config.num_classes,
+        ("embed", "vocab"),
+        use_bias=True,
+        dtype=config.compute_dtype,
         rngs=rngs,
     )

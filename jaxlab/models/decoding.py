@@ -182,9 +182,7 @@ class Decoding:
 
     def _filled(self, cache: Cache, carry: Any, count_b: jax.Array) -> Cache:
         return {
-            str(i): block.attention.fill(
-                cache["blocks"][str(i)], carry["blocks"][str(i)], count_b
-            )
+            str(i): block.attention.fill(cache["blocks"][str(i)], carry["blocks"][str(i)], count_b)
             for i, block in enumerate(self.blocks)
         }
 

@@ -110,10 +110,14 @@ class MLP(Classifier):
         super().__init__(config)
         widths = config.hidden_widths
         dims = (config.in_dim or math.prod(config.image_shape), *widths)
-        self.blocks = nnx.List([
-            DenseBlock(dims[i], dims[i + 1], config, residual=config.residual and i > 0, rngs=rngs)
-            for i in range(len(widths))
-        ])
+        self.blocks = nnx.List(
+            [
+                DenseBlock(
+                    dims[i], dims[i + 1], config, residual=config.residual and i > 0, rngs=rngs
+                )
+                for i in range(len(widths))
+            ]
+        )
         self.head = linear_head(widths[-1], config, rngs=rngs)
 
     def features(self, images_bhwc: jax.Array) -> jax.Array:
@@ -139,6 +143,8 @@ class MLP(Classifier):
 _TINY = MLPConfig(image_shape=(8, 8, 1), num_classes=8, width=32, dtype="float32")
 register("mlp/plain", MLP, _TINY, features(8, 8, 1))
 register(
-    "mlp/residual", MLP, dataclasses.replace(_TINY, depth=3, norm="batch", residual=True),
+    "mlp/residual",
+    MLP,
+    dataclasses.replace(_TINY, depth=3, norm="batch", residual=True),
     features(8, 8, 1),
 )

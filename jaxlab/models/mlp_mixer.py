@@ -89,15 +89,18 @@ class MLPMixer(Classifier):
         super().__init__(config)
         d, how = config.width, {"dtype": self.dtype, "rngs": rngs}
         self.patches = Patches(config.image_shape, config.patch, d, **how)
-        self.blocks = nnx.List([
-            Block(
-                d,
-                TokenMixer(config.num_patches, config.token_dim or max(d // 2, 1), **how),
-                MLP(d, config.mlp_dim or 4 * d, activation="gelu", use_bias=True, **how),
-                norm=layer_norm, **how,
-            )
-            for _ in range(config.depth)
-        ])
+        self.blocks = nnx.List(
+            [
+                Block(
+                    d,
+                    TokenMixer(config.num_patches, config.token_dim or max(d // 2, 1), **how),
+                    MLP(d, config.mlp_dim or 4 * d, activation="gelu", use_bias=True, **how),
+                    norm=layer_norm,
+                    **how,
+                )
+                for _ in range(config.depth)
+            ]
+        )
         self.final_norm = layer_norm(d, **how)
         self.head = linear_head(d, config, rngs=rngs)
 
@@ -110,7 +113,8 @@ class MLPMixer(Classifier):
 
 
 register(
-    "mlp_mixer", MLPMixer,
+    "mlp_mixer",
+    MLPMixer,
     MLPMixerConfig(
         image_shape=(8, 8, 4), num_classes=8, width=32, depth=1, patch=2, dtype="float32"
     ),

@@ -64,7 +64,11 @@ class ResNetConfig(ClassifierConfig):
 
 
 _LARGE: dict[str, Any] = {
-    "image_shape": (224, 224, 3), "num_classes": 1000, "width": 64, "depth": 1, "stem": "large"
+    "image_shape": (224, 224, 3),
+    "num_classes": 1000,
+    "width": 64,
+    "depth": 1,
+    "stem": "large",
 }
 SIZES: dict[str, ResNetConfig] = {
     "resnet20": ResNetConfig(depth=3),
@@ -88,9 +92,7 @@ class ResidualBlock(nnx.Module):
     them ReLU. Where a preactivation block keeps its shape, its shortcut is x itself.
     """
 
-    def __init__(
-        self, in_dim: int, dim: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, in_dim: int, dim: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
         how: dict[str, Any] = {"dtype": config.compute_dtype, "rngs": rngs}
         norm = NORMS[config.norm]
         layout = branch_layout(in_dim, dim, stride, config.block)
@@ -126,19 +128,19 @@ class FixupBlock(nnx.Module):
     times `L^(-1 / (2m - 2))`, for L blocks of m convolutions.
     """
 
-    def __init__(
-        self, in_dim: int, dim: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, in_dim: int, dim: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
         how: dict[str, Any] = {"dtype": config.compute_dtype, "rngs": rngs}
         layout = branch_layout(in_dim, dim, stride, config.block)
         m = len(layout)
         scale = 2.0 * config.num_blocks ** (-2 / (2 * m - 2))  # of the variance
         inits = [jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")] * (m - 1)
         inits.append(jax.nn.initializers.zeros)
-        self.convs = nnx.List([
-            conv_of(*conv, kernel_init=init, **how)
-            for conv, init in zip(layout, inits, strict=True)
-        ])
+        self.convs = nnx.List(
+            [
+                conv_of(*conv, kernel_init=init, **how)
+                for conv, init in zip(layout, inits, strict=True)
+            ]
+        )
         self.biases = nnx.Param(jnp.zeros((2 * m,)), axes=(None,))
         self.multiplier = nnx.Param(jnp.ones((1,)), axes=(None,))
         self.shortcut = Shortcut(in_dim, layout[-1][1], stride, config, rngs=rngs)
@@ -199,7 +201,11 @@ class ResNet(Classifier):
         stem_width = config.stem_width or config.width
         size, stride = (3, 1) if config.stem == "small" else (7, 2)
         self.stem = conv_of(
-            config.image_shape[-1], stem_width, size, stride, axes=(None, None, None, "embed"),
+            config.image_shape[-1],
+            stem_width,
+            size,
+            stride,
+            axes=(None, None, None, "embed"),
             **how,
         )
         normed = not fixup and not preactivation
@@ -246,8 +252,13 @@ def branch_layout(
 
 
 def conv_of(
-    in_dim: int, out_dim: int, size: int, stride: int, *,
-    axes: tuple[str | None, ...] = (None, None, "embed", "mlp"), **how: Any,
+    in_dim: int,
+    out_dim: int,
+    size: int,
+    stride: int,
+    *,
+    axes: tuple[str | None, ...] = (None, None, "embed", "mlp"),
+    **how: Any,
 ) -> Conv:
     """A square convolution without bias that pads `size // 2` on every side."""
     return Conv(in_dim, out_dim, size, stride=stride, padding=size // 2, axes=axes, **how)

@@ -82,7 +82,12 @@ class SmallCNN(Classifier):
         self.blocks = nnx.List(blocks)
         flat = (h // 2**STAGES) * (w // 2**STAGES) * in_dim
         self.hidden = projection(
-            flat, 4 * config.width, ("embed", "mlp"), scale=2.0, use_bias=True, dtype=self.dtype,
+            flat,
+            4 * config.width,
+            ("embed", "mlp"),
+            scale=2.0,
+            use_bias=True,
+            dtype=self.dtype,
             rngs=rngs,
         )
         self.head = linear_head(4 * config.width, config, rngs=rngs)
@@ -96,7 +101,8 @@ class SmallCNN(Classifier):
 
 
 register(
-    "small_cnn", SmallCNN,
+    "small_cnn",
+    SmallCNN,
     SmallCNNConfig(image_shape=(8, 8, 4), num_classes=8, width=8, dtype="float32"),
     features(8, 8, 4),
 )

@@ -277,7 +277,12 @@ class TransformerLM(Decoding, nnx.Module):
             blocks, carries = self.blocks[first : first + count], carry["blocks"]
             run = scan_blocks if count > 1 else call_blocks
             x_btd, carries = run(
-                list(blocks), x_btd, segment, [carries[i] for i in layers], key, first,
+                list(blocks),
+                x_btd,
+                segment,
+                [carries[i] for i in layers],
+                key,
+                first,
                 self.config.remat,
             )
             after |= dict(zip(layers, carries, strict=True))
@@ -310,9 +315,7 @@ class TransformerLM(Decoding, nnx.Module):
         """The carries of all layers, those of readers with the state that they read."""
         shown = dict(carries)
         for layer, source in self.config.read_states().items():
-            keys, values = self.blocks[source].attention.state_before(
-                segment, carries[str(source)]
-            )
+            keys, values = self.blocks[source].attention.state_before(segment, carries[str(source)])
             shown[str(layer)] = {**carries[str(layer)], "state_keys": keys, "state_values": values}
         return shown
 
@@ -436,8 +439,12 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
     )
     if slot == "recurrent":
         mixer = BlockRecurrentAttention(
-            mixer, make_cell(config, rngs=rngs), config.width, head_scale=config.head_scale,
-            dtype=dtype, rngs=rngs,
+            mixer,
+            make_cell(config, rngs=rngs),
+            config.width,
+            head_scale=config.head_scale,
+            dtype=dtype,
+            rngs=rngs,
         )
     elif slot == "reader":
         mixer = StateReadingAttention(
@@ -452,9 +459,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         dtype=dtype,
         rngs=rngs,
     )
-    return Block(
-        config.width, mixer, mlp, dropout_rate=config.dropout_rate, dtype=dtype, rngs=rngs
-    )
+    return Block(config.width, mixer, mlp, dropout_rate=config.dropout_rate, dtype=dtype, rngs=rngs)
 
 
 def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentCell:
@@ -466,11 +471,17 @@ def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentC
         sizes.append(config.mlp_dim or 4 * config.width)
     gate = functools.partial(GATES[config.gate], bias=config.gate_bias)
     return BlockRecurrentCell(
-        config.width, config.num_states, config.num_heads, head_dim,
+        config.width,
+        config.num_states,
+        config.num_heads,
+        head_dim,
         update=UPDATES[config.update](
             *sizes, gate=gate, kernel=config.kernel, dtype=dtype, rngs=rngs
         ),
-        head_scale=config.head_scale, kernel=config.kernel, dtype=dtype, rngs=rngs,
+        head_scale=config.head_scale,
+        kernel=config.kernel,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
@@ -482,20 +493,32 @@ def compute_dtype(name: str) -> Any:
 
 
 _TINY = TransformerLMConfig(
-    vocab_size=32, width=16, depth=1, num_heads=2, mlp_dim=32, window=4, num_states=4,
-    head_scale=3.0, dtype="float32",
+    vocab_size=32,
+    width=16,
+    depth=1,
+    num_heads=2,
+    mlp_dim=32,
+    window=4,
+    num_states=4,
+    head_scale=3.0,
+    dtype="float32",
 )
 _REPLACE = {
     "plain": {"window": None, "position": "learned", "max_length": 16, "normalise": False},
     "sliding_scanned": {"depth": 2, "position": "rotary", "scan_layers": True, "remat": True},
     "block_recurrent": {"recurrent_layers": (0,), "gated": True, "activation": "silu"},
     "feedback": {
-        "depth": 2, "recurrent_layers": (1,), "state_readers": (0,), "gate": "lstm",
+        "depth": 2,
+        "recurrent_layers": (1,),
+        "state_readers": (0,),
+        "gate": "lstm",
         "update": "dual",
     },
 }
 for _name, _fields in _REPLACE.items():
     register(
-        f"transformer_lm/{_name}", TransformerLM, dataclasses.replace(_TINY, **_fields),
+        f"transformer_lm/{_name}",
+        TransformerLM,
+        dataclasses.replace(_TINY, **_fields),
         tokens(16, _TINY.vocab_size),
     )

@@ -57,7 +57,13 @@ class VGGBlock(nnx.Module):
     """`relu(norm(conv(x)))`, 3 by 3, and 2 by 2 max-pooling where asked."""
 
     def __init__(
-        self, in_dim: int, out_dim: int, axes: tuple, config: VGGConfig, *, pool: bool,
+        self,
+        in_dim: int,
+        out_dim: int,
+        axes: tuple,
+        config: VGGConfig,
+        *,
+        pool: bool,
         rngs: nnx.Rngs,
     ):
         how: dict[str, Any] = {"dtype": config.compute_dtype, "rngs": rngs}
@@ -102,7 +108,8 @@ class VGG(Classifier):
 
 
 register(
-    "vgg", VGG,
+    "vgg",
+    VGG,
     VGGConfig(image_shape=(8, 8, 4), num_classes=8, width=8, stages=(1, 1, 1), dtype="float32"),
     features(8, 8, 4),
 )

@@ -89,8 +89,12 @@ class Patches(nnx.Module):
     ):
         self.patch = patch
         self.projection = projection(
-            (patch, patch, shape[-1]), width, (None, None, None, "embed"), use_bias=True,
-            dtype=dtype, rngs=rngs,
+            (patch, patch, shape[-1]),
+            width,
+            (None, None, None, "embed"),
+            use_bias=True,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -121,20 +125,28 @@ class ViT(Classifier):
         self.class_token = nnx.Param(jnp.zeros((d,)), axes=("embed",)) if extra else None
         positions = 0.02 * jax.random.normal(rngs.params(), (config.num_patches + extra, d))
         self.positions = nnx.Param(positions, axes=(None, "embed"))
-        self.blocks = nnx.List([
-            Block(
-                d,
-                Attention(
-                    d, config.num_heads, causal=False, use_bias=True, dtype=dtype, rngs=rngs
-                ),
-                MLP(
-                    d, config.mlp_dim or 4 * d, activation="gelu", use_bias=True, dtype=dtype,
+        self.blocks = nnx.List(
+            [
+                Block(
+                    d,
+                    Attention(
+                        d, config.num_heads, causal=False, use_bias=True, dtype=dtype, rngs=rngs
+                    ),
+                    MLP(
+                        d,
+                        config.mlp_dim or 4 * d,
+                        activation="gelu",
+                        use_bias=True,
+                        dtype=dtype,
+                        rngs=rngs,
+                    ),
+                    norm=layer_norm,
+                    dtype=dtype,
                     rngs=rngs,
-                ),
-                norm=layer_norm, dtype=dtype, rngs=rngs,
-            )
-            for _ in range(config.depth)
-        ])
+                )
+                for _ in range(config.depth)
+            ]
+        )
         self.final_norm = layer_norm(d, dtype=dtype, rngs=rngs)
         self.head = linear_head(d, config, rngs=rngs)
 
@@ -154,7 +166,12 @@ class ViT(Classifier):
 
 
 _TINY = ViTConfig(
-    image_shape=(8, 8, 4), num_classes=8, width=32, depth=1, num_heads=2, patch=2,
+    image_shape=(8, 8, 4),
+    num_classes=8,
+    width=32,
+    depth=1,
+    num_heads=2,
+    patch=2,
     dtype="float32",
 )
 register("vit", ViT, dataclasses.replace(_TINY, pool="mean"), features(8, 8, 4))

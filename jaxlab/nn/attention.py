@@ -169,7 +169,11 @@ class Attention(RingDecoding, nnx.Module):
         return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry, key), after
 
     def reading(
-        self, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, segment: Segment | None,
+        self,
+        q_bthk: jax.Array,
+        k_bshk: jax.Array,
+        v_bshk: jax.Array,
+        segment: Segment | None,
         carry: Carry | None,
     ) -> tuple[Reading, Carry]:
         """What compiled code reads of a window, and the carry after it.
@@ -290,7 +294,11 @@ class Attention(RingDecoding, nnx.Module):
         return q, k, v, old_k, old_v
 
     def blocks_and_bias(
-        self, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, segment: Segment,
+        self,
+        q_bthk: jax.Array,
+        k_bshk: jax.Array,
+        v_bshk: jax.Array,
+        segment: Segment,
         carry: Carry,
     ) -> tuple[jax.Array, Readable, Readable, jax.Array]:
         """What `attend_blocks` takes, from what `heads` gives: attention in a window, as tiles."""
@@ -324,9 +332,13 @@ class Attention(RingDecoding, nnx.Module):
         place_t = np.arange(q.shape[1]) + self.window  # of a query among the keys
         biased = isinstance(self.position, T5Bias)
         return Reading(
-            q, (old_k, k), (old_v, v),
-            place_t - jnp.minimum(segment.ages(), farthest), place_t - nearest,
-            bias=self._bias(np.arange(farthest + 1)) if biased else None, offset=self.window,
+            q,
+            (old_k, k),
+            (old_v, v),
+            place_t - jnp.minimum(segment.ages(), farthest),
+            place_t - nearest,
+            bias=self._bias(np.arange(farthest + 1)) if biased else None,
+            offset=self.window,
         )
 
     def _window_bias(self, distances: np.ndarray) -> jax.Array:
@@ -425,7 +437,5 @@ def split_width(width: int, num_heads: int) -> int:
     if width % num_heads:
         low = width // num_heads * num_heads
         near = ", ".join(str(w) for w in (low, low + num_heads) if w > 0)
-        raise UsageError(
-            f"width={width} does not divide by num_heads={num_heads}; nearest: {near}"
-        )
+        raise UsageError(f"width={width} does not divide by num_heads={num_heads}; nearest: {near}")
     return width // num_heads

@@ -102,8 +102,16 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     folder = pathlib.Path(folder)
     native = "-mcpu=native" if system.machine() in ("arm64", "aarch64") else "-march=native"
     command = [
-        compiler, "-O3", native, "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-DNDEBUG",
-        "-shared", "-fPIC", f"-I{jax.ffi.include_dir()}",
+        compiler,
+        "-O3",
+        native,
+        "-std=c++17",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-DNDEBUG",
+        "-shared",
+        "-fPIC",
+        f"-I{jax.ffi.include_dir()}",
         *(str(source) for source in SOURCES if source.suffix == ".cc"),
     ]
     version = _run([compiler, "--version"]).stdout

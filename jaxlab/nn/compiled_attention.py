@@ -94,7 +94,8 @@ class Reading:
         if count == 1:
             pieces += [jnp.zeros((b, 0, pieces[0].shape[-2], k), jnp.float32)] * 2
         return (
-            self.q[:, :, None], *pieces,
+            self.q[:, :, None],
+            *pieces,
             *(jnp.broadcast_to(x, (b, t)).astype(jnp.int32) for x in (self.first, self.last)),
             jnp.zeros((h, 0), jnp.float32) if self.bias is None else self.bias,
             jnp.zeros((b, 0), jnp.float32) if self.mask is None else self.mask,
@@ -105,8 +106,13 @@ class Reading:
 
 _ROWS, _BLOCKS = ("batch", None, "heads", None), (None, "batch", None, "heads", None)
 _AXES = (
-    ("batch", None, None, "heads", None), *(_ROWS,) * 4, *(("batch", None),) * 2,
-    ("heads", None), ("batch", None), ("heads",), (None,),
+    ("batch", None, None, "heads", None),
+    *(_ROWS,) * 4,
+    *(("batch", None),) * 2,
+    ("heads", None),
+    ("batch", None),
+    ("heads",),
+    (None,),
 )  # of `Reading.arrays`
 _KEYS, _BIAS, _MASK, _SCALE = slice(1, 5), 7, 8, 9
 
@@ -152,7 +158,13 @@ def attend_ranges(
     """`attend_readings` of one reading with scaled queries and keys in one piece: [n, t, h, k]."""
     return attend_readings(
         Reading(
-            q_nthk, (k_nsgk,), (v_nsgk,), first_nt, last_nt, bias=bias_hm, offset=offset,
+            q_nthk,
+            (k_nsgk,),
+            (v_nsgk,),
+            first_nt,
+            last_nt,
+            bias=bias_hm,
+            offset=offset,
             mask=mask_ns,
         )
     )
@@ -190,8 +202,12 @@ def _attend_backward(
         *dqkv, dbias, dscale = found[p * each : (p + 1) * each]
         dscale = dscale.sum(axis=0) if x[_SCALE].size else x[_SCALE]
         grads += [
-            *dqkv, *(np.zeros(a.shape, jax.dtypes.float0) for a in x[5:7]), dbias.sum(axis=0),
-            jnp.zeros_like(x[_MASK]), dscale, np.zeros((2,), jax.dtypes.float0),
+            *dqkv,
+            *(np.zeros(a.shape, jax.dtypes.float0) for a in x[5:7]),
+            dbias.sum(axis=0),
+            jnp.zeros_like(x[_MASK]),
+            dscale,
+            np.zeros((2,), jax.dtypes.float0),
         ]
     return tuple(grads)
 

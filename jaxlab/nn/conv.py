@@ -124,8 +124,11 @@ class Conv(nnx.Module):
         # derivatives by images whose rows and channels are both split.
         x_bhwc = constrain(x_bhwc.astype(self.dtype), "batch", None, None, None)
         y_bhwc = conv(
-            x_bhwc, self.kernel[...].astype(self.dtype),
-            stride=self.stride, padding=self.padding, groups=self.groups,
+            x_bhwc,
+            self.kernel[...].astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
         )
         y_bhwc = constrain(y_bhwc, "batch", None, None, None)
         return y_bhwc if self.bias is None else y_bhwc + self.bias[...].astype(self.dtype)
@@ -276,7 +279,9 @@ class _Form:
     def in_strips(self, in_dim: int) -> bool:
         """Whether several outputs of a row are computed as one: for images of few channels."""
         return (
-            in_dim <= STRIP and self.strides == (1, 1) and self.outputs[1] % STRIP == 0
+            in_dim <= STRIP
+            and self.strides == (1, 1)
+            and self.outputs[1] % STRIP == 0
             and not self.is_disjoint
         )
 
@@ -292,7 +297,11 @@ def _plain(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, groups: int = 1
 ) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 

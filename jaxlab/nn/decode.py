@@ -147,7 +147,11 @@ class StateReadingDecoding:
         return self.read_both(x_bd, cursor, ring, cache["state_keys"], cache["state_values"])
 
     def read_both(
-        self, x_bd: jax.Array, cursor: Cursor, ring: Cache, state_keys: jax.Array,
+        self,
+        x_bd: jax.Array,
+        cursor: Cursor,
+        ring: Cache,
+        state_keys: jax.Array,
         state_values: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """What one token a row, [b, d], finds in the ring and in the state; the ring with it."""

@@ -30,8 +30,12 @@ class ImageInput(nnx.Module):
     """
 
     def __init__(
-        self, shape: Sequence[int], mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,), *, dtype: Any = jnp.float32,
+        self,
+        shape: Sequence[int],
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        *,
+        dtype: Any = jnp.float32,
     ):
         self.shape, self.mean, self.std = tuple(shape), tuple(mean), tuple(std)
         self.dtype = dtype

@@ -52,8 +52,13 @@ def projection(
 
 
 def project(
-    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None,
-    *, by: str = "plain", **kwargs: Any,
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    *,
+    by: str = "plain",
+    **kwargs: Any,
 ) -> jax.Array:
     """`lax.dot_general` of the last axes of `x` with the first of `kernel`.
 

@@ -15,9 +15,7 @@ from jaxlab.nn.compiled import TARGETS, require_compiled
 from jaxlab.nn.initialisers import projection
 
 
-def relu(
-    x: jax.Array, *, kernel: Literal["plain", "pallas", "compiled"] = "plain"
-) -> jax.Array:
+def relu(x: jax.Array, *, kernel: Literal["plain", "pallas", "compiled"] = "plain") -> jax.Array:
     """`max(x, 0)`; its derivative, 0 at 0, keeps the result instead of the input.
 
     XLA may find it cheaper for the derivative to compute it again from the input, and then keeps

@@ -30,7 +30,11 @@ def require_known(kernel: str) -> None:
 
 
 def matmul(
-    x: jax.Array, y: jax.Array, *, transpose_x: bool = False, transpose_y: bool = False,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
     kernel: Literal["plain", "pallas", "compiled"] = "plain",
 ) -> jax.Array:
     """`op(x) @ op(y)` of matrices, `op` transposing where asked.

@@ -41,20 +41,33 @@ class StateReadingAttention(StateReadingDecoding, nnx.Module):
     """
 
     def __init__(
-        self, attention: Attention, width: int, *, head_scale: float = 1.0,
-        dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        self,
+        attention: Attention,
+        width: int,
+        *,
+        head_scale: float = 1.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.attention = attention
         heads = (attention.num_heads, attention.head_dim)
         self.state_query = projection(
-            width, heads, ("embed", "heads", None), kernel=attention.kernel, dtype=dtype,
+            width,
+            heads,
+            ("embed", "heads", None),
+            kernel=attention.kernel,
+            dtype=dtype,
             rngs=rngs,
         )
         self.state_scale = head_scales(attention.num_heads, head_scale)
 
     def __call__(
-        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None,
-        *, key: jax.Array | None = None,
+        self,
+        x_btd: jax.Array,
+        segment: Segment | None = None,
+        carry: Carry | None = None,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         """One block [b, w, d] and a carry with the state to read, to [b, w, d] and the next carry.
 
@@ -159,8 +172,12 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         self.cell = cell
 
     def __call__(
-        self, x_btd: jax.Array, segment: Segment | None = None, carry: Carry | None = None,
-        *, key: jax.Array | None = None,
+        self,
+        x_btd: jax.Array,
+        segment: Segment | None = None,
+        carry: Carry | None = None,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         """[b, t, d] and the carry of the last segment, to [b, t, d] and the next carry.
 
@@ -175,9 +192,7 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         window_bthk, after = self.attention.read(q, k, v, segment, carry, key=key)
         state, read = self.scan_states(k, v, segment, carry)
         # The readers take the state of all blocks at once.
-        state_keys, state_values = (
-            constrain(x, None, "heads", "batch", None, None) for x in read
-        )
+        state_keys, state_values = (constrain(x, None, "heads", "batch", None, None) for x in read)
         read_bthk = self.read_state(x_btd, state_keys, state_values, segment)
         return self.output(window_bthk, read_bthk), {**after, "state": state}
 
@@ -192,8 +207,13 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         )
         state_last = jnp.where(self._reads_state(segment), self.cell.num_states - 1, -1)
         own = Reading(
-            self.state_query(x_btd), (keys_jbrhk,), (values_jbrhk,), 0, state_last,
-            scale=jnp.abs(self.state_scale[...]), unit=(True,),
+            self.state_query(x_btd),
+            (keys_jbrhk,),
+            (values_jbrhk,),
+            0,
+            state_last,
+            scale=jnp.abs(self.state_scale[...]),
+            unit=(True,),
         )
         return self.attention.output(attend_readings(window, own)), {**after, "state": state}
 
@@ -210,7 +230,11 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         return self.cell.keys_values(jnp.where(fresh_b[:, None, None], initial, state))
 
     def scan_states(
-        self, k: jax.Array, v: jax.Array, segment: Segment, carry: Carry,
+        self,
+        k: jax.Array,
+        v: jax.Array,
+        segment: Segment,
+        carry: Carry,
         cell: Callable[..., tuple[jax.Array, Any]] | None = None,
     ) -> tuple[jax.Array, Any]:
         """The state after all blocks of a segment, and what the cell returned for each.
@@ -237,8 +261,12 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         return self._scan(read, k, v, segment, carry)
 
     def _scan(
-        self, read: Callable[..., tuple[jax.Array, Any]], k: jax.Array, v: jax.Array,
-        segment: Segment, carry: Carry,
+        self,
+        read: Callable[..., tuple[jax.Array, Any]],
+        k: jax.Array,
+        v: jax.Array,
+        segment: Segment,
+        carry: Carry,
     ) -> tuple[jax.Array, Any]:
         """`scan_states` by a function with the arguments of `BlockRecurrentCell.read_compiled`."""
         b, w = k.shape[0], self.attention.window
@@ -251,9 +279,7 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         def with_before(before: jax.Array, x_j: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.concatenate([before[None].astype(x_j.dtype), x_j[:-1]]), x_j
 
-        doc_jbw = constrain(
-            segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None
-        )
+        doc_jbw = constrain(segment.doc_bt.reshape(b, -1, w).swapaxes(0, 1), None, "batch", None)
         initial = self.cell.initial_state(b)
 
         def block(c_brd, xs):
@@ -270,8 +296,10 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         unit_j2 = np.full((doc_jbw.shape[0], 2), self.attention.scale is not None, np.int32)
         unit_j2[0, 0] = 0
         xs = (
-            with_before(carry["keys"], blocks(k)), with_before(carry["values"], blocks(v)),
-            with_before(segment.remembered(w), doc_jbw), unit_j2,
+            with_before(carry["keys"], blocks(k)),
+            with_before(carry["values"], blocks(v)),
+            with_before(segment.remembered(w), doc_jbw),
+            unit_j2,
         )
         num_blocks, compiled = unit_j2.shape[0], self.cell.kernel == "compiled"
         # The last block stays outside of the scan: what it leaves in the state often has no

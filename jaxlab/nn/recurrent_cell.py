@@ -131,12 +131,23 @@ class BlockRecurrentCell(nnx.Module):
         own_keys, own_values = self.key(cn_brd), self.value(cn_brd)
         heads_brhk = attend_readings(
             Reading(
-                self.query(cn_brd), (own_keys,), (own_values,), 0, self.num_states - 1,
-                scale=jnp.abs(self.scale[...]), unit=(True,),
+                self.query(cn_brd),
+                (own_keys,),
+                (own_values,),
+                0,
+                self.num_states - 1,
+                scale=jnp.abs(self.scale[...]),
+                unit=(True,),
             ),
             Reading(
-                self.token_query(cn_brd), keys, values, 0, bias_bs.shape[1] - 1, mask=bias_bs,
-                scale=jnp.abs(self.token_scale[...]), unit=unit,
+                self.token_query(cn_brd),
+                keys,
+                values,
+                0,
+                bias_bs.shape[1] - 1,
+                mask=bias_bs,
+                scale=jnp.abs(self.token_scale[...]),
+                unit=unit,
             ),
         )
         c_next_brd = self.update(c_brd, heads_brhk)

@@ -37,20 +37,42 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
     """
 
     def __init__(
-        self, width: int, window: int, num_heads: int, num_states: int, *,
-        update: nnx.Module | None = None, head_scale: float = 8.0,
-        kernel: Literal["plain", "pallas", "compiled"] = "plain", dtype: Any = jnp.float32,
+        self,
+        width: int,
+        window: int,
+        num_heads: int,
+        num_states: int,
+        *,
+        update: nnx.Module | None = None,
+        head_scale: float = 8.0,
+        kernel: Literal["plain", "pallas", "compiled"] = "plain",
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         head_dim = split_width(width, num_heads)
         attention = Attention(
-            width, num_heads, head_dim, window=window, normalise=True, head_scale=head_scale,
-            position=T5Bias(num_heads, rngs=rngs), extra_heads=num_heads, kernel=kernel,
-            dtype=dtype, rngs=rngs,
+            width,
+            num_heads,
+            head_dim,
+            window=window,
+            normalise=True,
+            head_scale=head_scale,
+            position=T5Bias(num_heads, rngs=rngs),
+            extra_heads=num_heads,
+            kernel=kernel,
+            dtype=dtype,
+            rngs=rngs,
         )
         cell = BlockRecurrentCell(
-            width, num_states, num_heads, head_dim, update=update, head_scale=head_scale,
-            kernel=kernel, dtype=dtype, rngs=rngs,
+            width,
+            num_states,
+            num_heads,
+            head_dim,
+            update=update,
+            head_scale=head_scale,
+            kernel=kernel,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.layer = BlockRecurrentAttention(
             attention, cell, width, head_scale=head_scale, dtype=dtype, rngs=rngs

@@ -55,8 +55,14 @@ class FixedGate(Gate):
     """
 
     def __init__(
-        self, width: int, features: Sequence[int] = (), *, bias: float = 0.0,
-        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        features: Sequence[int] = (),
+        *,
+        bias: float = 0.0,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         del features, kernel, dtype
         self.bias = gate_bias(width, bias, rngs)
@@ -75,8 +81,14 @@ class GRUGate(Gate):
     """
 
     def __init__(
-        self, width: int, features: Sequence[int], *, bias: float = 0.0,
-        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        features: Sequence[int],
+        *,
+        bias: float = 0.0,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.linear = gate_projection(width, features, kernel, dtype, rngs)
         self.bias = gate_bias(width, bias, rngs)
@@ -94,8 +106,14 @@ class LSTMGate(Gate):
     """
 
     def __init__(
-        self, width: int, features: Sequence[int], *, bias: float = 0.0,
-        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        features: Sequence[int],
+        *,
+        bias: float = 0.0,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.forget = gate_projection(width, features, kernel, dtype, rngs)
         self.forget_bias = gate_bias(width, bias, rngs)
@@ -114,8 +132,15 @@ class SkipUpdate(nnx.Module):
     """The 'skip' configuration: `z = H W_p`, `c' = gate(c, z)` with f = H; no MLP."""
 
     def __init__(
-        self, width: int, num_heads: int, head_dim: int, *, gate: MakeGate = FixedGate,
-        kernel: str = "plain", dtype: Any = jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        gate: MakeGate = FixedGate,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
         heads = (num_heads, head_dim)
@@ -136,8 +161,15 @@ class SingleUpdate(nnx.Module):
     """The 'single' configuration: `f = relu(H A1)`, `z = tanh(f A2)`, `c' = gate(c, z)`."""
 
     def __init__(
-        self, width: int, num_heads: int, head_dim: int, mlp_dim: int, *,
-        gate: MakeGate = FixedGate, kernel: str = "plain", dtype: Any = jnp.float32,
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        *,
+        gate: MakeGate = FixedGate,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
@@ -165,8 +197,15 @@ class DualUpdate(nnx.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, head_dim: int, mlp_dim: int, *,
-        gate: MakeGate = FixedGate, kernel: str = "plain", dtype: Any = jnp.float32,
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        *,
+        gate: MakeGate = FixedGate,
+        kernel: str = "plain",
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
@@ -190,12 +229,16 @@ class DualUpdate(nnx.Module):
 
 
 GATES: dict[str, Callable[..., nnx.Module]] = {
-    "fixed": FixedGate, "lstm": LSTMGate, "gru": GRUGate,
+    "fixed": FixedGate,
+    "lstm": LSTMGate,
+    "gru": GRUGate,
 }
 """Gates by name."""
 
 UPDATES: dict[str, Callable[..., nnx.Module]] = {
-    "skip": SkipUpdate, "single": SingleUpdate, "dual": DualUpdate,
+    "skip": SkipUpdate,
+    "single": SingleUpdate,
+    "dual": DualUpdate,
 }
 """Configurations by name; all but skip take the width of their MLP."""
 

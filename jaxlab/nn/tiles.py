@@ -104,8 +104,12 @@ def tile_size(num_queries: int, most: int = TILE) -> int:
 
 
 def attend_all(
-    q_hbtk: jax.Array, k_hbsk: jax.Array, v_hbsk: jax.Array, bias_hst: jax.Array,
-    seen_bst: jax.Array | None, kept: Kept,
+    q_hbtk: jax.Array,
+    k_hbsk: jax.Array,
+    v_hbsk: jax.Array,
+    bias_hst: jax.Array,
+    seen_bst: jax.Array | None,
+    kept: Kept,
 ) -> jax.Array:
     """Attention of all queries over all keys as one tile, with dropout of its weights.
 
@@ -126,8 +130,12 @@ def attend_all(
 
 
 def attend_heads(
-    q_hntk: jax.Array, k_hnsk: jax.Array, v_hnsk: jax.Array, bias_ns: jax.Array | None = None,
-    *, kernel: Literal["plain", "pallas", "compiled"] = "plain",
+    q_hntk: jax.Array,
+    k_hnsk: jax.Array,
+    v_hnsk: jax.Array,
+    bias_ns: jax.Array | None = None,
+    *,
+    kernel: Literal["plain", "pallas", "compiled"] = "plain",
 ) -> jax.Array:
     """Attention of all queries over all keys, tile by tile, for h heads times n problems.
 
@@ -186,7 +194,10 @@ class Readable:
 
 
 def attend_blocks(
-    q_hnjtk: jax.Array, blocks: Readable, before: Readable, bias_hst: jax.Array,
+    q_hnjtk: jax.Array,
+    blocks: Readable,
+    before: Readable,
+    bias_hst: jax.Array,
     kept: Kept | None = None,
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
@@ -254,7 +265,8 @@ def _attend_row(
     if on_one_cpu_device():
         return jax.lax.scan(
             lambda old, xs: (xs[1], block(xs[0], old, xs[1], bias_st, kept)),
-            before, (q_jtk, blocks),
+            before,
+            (q_jtk, blocks),
         )[1]
     old = jax.tree.map(_moved_on, before, blocks)
     return jax.vmap(block, in_axes=(0, 0, 0, None, None))(q_jtk, old, blocks, bias_st, kept)

@@ -106,7 +106,11 @@ def attend_windows(
     window = k_bhsk.shape[2] - q_bhtk.shape[2]
     rows = ("batch", "heads", None, None)
     run = map_shards(
-        functools.partial(_attend, _Plan(window, interpret)), rows, rows, rows, ("batch", None),
+        functools.partial(_attend, _Plan(window, interpret)),
+        rows,
+        rows,
+        rows,
+        ("batch", None),
         ("heads", None, None),
     )
     return run(q_bhtk, k_bhsk, v_bhsk, age_bt, bias_hnm)
@@ -129,8 +133,14 @@ class _Plan:
         return self.window // self.size + 1
 
     def call(
-        self, kernel: Any, q: jax.Array, steps: int, products: int, outs: dict[str, Any],
-        scratch: list[Any], ins: dict[str, jax.Array],
+        self,
+        kernel: Any,
+        q: jax.Array,
+        steps: int,
+        products: int,
+        outs: dict[str, Any],
+        scratch: list[Any],
+        ins: dict[str, jax.Array],
     ) -> list[jax.Array]:
         """Runs a kernel over heads, rows and `steps` tiles, innermost last, one after the other.
 
@@ -140,12 +150,14 @@ class _Plan:
         num, tiles = self.num, t // self.size
         given = [
             (ins[name], self._block(name, ins[name].shape, tiles, o))
-            for name in ins for o in range(num if name in ("k", "v") else 1)
+            for name in ins
+            for o in range(num if name in ("k", "v") else 1)
         ]
         pairs = b * h * t * num * self.size
         moved = sum(
             b * h * tiles * math.prod(d for d in spec.block_shape if d) * x.dtype.itemsize
-            for x, spec in given if len(x.shape) == 4
+            for x, spec in given
+            if len(x.shape) == 4
         )
         return pl.pallas_call(
             functools.partial(kernel, self),
@@ -156,7 +168,8 @@ class _Plan:
             scratch_shapes=scratch,
             compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",) * 3),
             cost_estimate=pl.CostEstimate(
-                flops=2 * products * pairs * q.shape[3], transcendentals=pairs,
+                flops=2 * products * pairs * q.shape[3],
+                transcendentals=pairs,
                 bytes_accessed=moved + sum(o.size * o.dtype.itemsize for o in outs.values()),
             ),
             interpret=self.interpret,
@@ -208,7 +221,12 @@ def _attend_forward(plan: _Plan, q, k, v, age_bt, bias_hnm) -> tuple[jax.Array, 
         "top": jax.ShapeDtypeStruct((b, h, 1, t), jnp.float32),
     }
     out, top = plan.call(
-        _forward_kernel, q, t // plan.size, 2, outs, [plan.scratch()],
+        _forward_kernel,
+        q,
+        t // plan.size,
+        2,
+        outs,
+        [plan.scratch()],
         {"age": age_b1t, "bias": bias_hnm, "q": q, "k": k, "v": v},
     )
     return out, (q, k, v, age_b1t, bias_hnm, out, top)
@@ -217,19 +235,30 @@ def _attend_forward(plan: _Plan, q, k, v, age_bt, bias_hnm) -> tuple[jax.Array, 
 def _attend_backward(plan: _Plan, kept: Any, dout: jax.Array) -> tuple[Any, ...]:
     q, k, v, age_b1t, bias_hnm, out, top = kept
     steps, width = q.shape[2] // plan.size + plan.num - 1, q.shape[3]
-    delta_bh1t = jnp.einsum(
-        "bhtk,bhtk->bht", dout, out, preferred_element_type=jnp.float32
-    )[:, :, None]
+    delta_bh1t = jnp.einsum("bhtk,bhtk->bht", dout, out, preferred_element_type=jnp.float32)[
+        :, :, None
+    ]
     outs = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)
         for name, x in {"dq": q, "dk": k, "dv": v, "dbias": bias_hnm}.items()
     }
     sums = pltpu.VMEM((plan.num, plan.size, width), jnp.float32)
     dq, dk, dv, dbias = plan.call(
-        _backward_kernel, q, steps, 5, outs, [plan.scratch(), plan.scratch(), sums, sums],
+        _backward_kernel,
+        q,
+        steps,
+        5,
+        outs,
+        [plan.scratch(), plan.scratch(), sums, sums],
         {
-            "age": age_b1t, "bias": bias_hnm, "top": top, "delta": delta_bh1t, "q": q,
-            "dout": dout, "k": k, "v": v,
+            "age": age_b1t,
+            "bias": bias_hnm,
+            "top": top,
+            "delta": delta_bh1t,
+            "q": q,
+            "dout": dout,
+            "k": k,
+            "v": v,
         },
     )
     no_age = np.zeros((age_b1t.shape[0], age_b1t.shape[2]), jax.dtypes.float0)

@@ -96,12 +96,16 @@ def averages(found: Statistics) -> Statistics:
     seeing = found.pop("seeing").sum()
     entropy_window = found.pop("entropy_window").sum() / seeing
     return {name: x.mean() for name, x in found.items()} | {
-        "entropy_window": entropy_window, "kept_low": low, "kept_high": high,
+        "entropy_window": entropy_window,
+        "kept_low": low,
+        "kept_high": high,
     }
 
 
 def layer_statistics(
-    layer: BlockRecurrentAttention, x_btd: jax.Array, segment: Segment,
+    layer: BlockRecurrentAttention,
+    x_btd: jax.Array,
+    segment: Segment,
     carry: Mapping[str, jax.Array],
 ) -> Statistics:
     """`state_statistics` of one layer, from its normalised input [b, t, d].
@@ -141,8 +145,12 @@ def layer_statistics(
 
 
 def window_entropy(
-    attention: Attention, q_bthk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array,
-    segment: Segment, carry: Mapping[str, jax.Array],
+    attention: Attention,
+    q_bthk: jax.Array,
+    k_bshk: jax.Array,
+    v_bshk: jax.Array,
+    segment: Segment,
+    carry: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Entropy of the weights with which tokens read their window, over that of uniform weights.
 

@@ -12,6 +12,12 @@ from jaxlab.sampling.text import generate_text as generate_text
 from jaxlab.sampling.text import stream_text as stream_text
 
 __all__ = [
-    "Decoder", "Generated", "Sampler", "filter_logits", "generate", "generate_stream",
-    "generate_text", "stream_text",
+    "Decoder",
+    "Generated",
+    "Sampler",
+    "filter_logits",
+    "generate",
+    "generate_stream",
+    "generate_text",
+    "stream_text",
 ]

@@ -85,15 +85,20 @@ def generate(
       UsageError: an empty prompt, a token outside the vocabulary, a number out of range.
     """
     stream = generate_stream(
-        model, prompts, num_tokens=num_tokens, key=key, temperature=temperature, top_k=top_k,
-        top_p=top_p, stop_token=stop_token, num_valid=num_valid,
+        model,
+        prompts,
+        num_tokens=num_tokens,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=stop_token,
+        num_valid=num_valid,
     )
     tokens = np.concatenate(list(stream), axis=1)
     if stop_token is None:
         return Generated(tokens, np.full(tokens.shape[:1], num_tokens, np.int32))
-    tokens = np.pad(
-        tokens, ((0, 0), (0, num_tokens - tokens.shape[1])), constant_values=stop_token
-    )
+    tokens = np.pad(tokens, ((0, 0), (0, num_tokens - tokens.shape[1])), constant_values=stop_token)
     return Generated(tokens, (tokens != stop_token).sum(axis=1, dtype=np.int32))
 
 

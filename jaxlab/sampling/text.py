@@ -45,8 +45,15 @@ def generate_text(
         more ids than the model, a number out of range.
     """
     rows = stream_text(
-        model, tokenizer, prompts, num_tokens=num_tokens, key=key, temperature=temperature,
-        top_k=top_k, top_p=top_p, stop=stop,
+        model,
+        tokenizer,
+        prompts,
+        num_tokens=num_tokens,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=stop,
     )
     return ["".join(pieces) for pieces in zip(*rows, strict=True)]
 
@@ -81,8 +88,16 @@ def stream_text(
     rows = [PieceDecoder(tokenizer, stop) for _ in prompts]
     ids = [np.concatenate([[tokenizer.boundary_id], tokenizer.encode(p)]) for p in prompts]
     chunks = generate_stream(
-        model, ids, num_tokens=num_tokens, key=key, temperature=temperature, top_k=top_k,
-        top_p=top_p, stop_token=tokenizer.boundary_id, num_valid=tokenizer.num_tokens, chunk=chunk,
+        model,
+        ids,
+        num_tokens=num_tokens,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=tokenizer.boundary_id,
+        num_valid=tokenizer.num_tokens,
+        chunk=chunk,
     )
     return _pieces(rows, chunks, tokenizer.boundary_id)
 

@@ -123,12 +123,20 @@ def capacity_matched(
     number = min(ends, key=lambda number: abs(sized(number)[0] - target / density))
     size, grown, grown_view = sized(number)
     counts = densities(
-        grown_view.params, rule=rule, total=target, patterns=patterns,
+        grown_view.params,
+        rule=rule,
+        total=target,
+        patterns=patterns,
         allow_empty_units=allow_empty_units,
     )
     return CapacityMatch(
-        config=grown, counts=counts, target=target, size=size, realised_density=target / size,
-        error=abs(target / size - density), outside=grown_view.num_params - size,
+        config=grown,
+        counts=counts,
+        target=target,
+        size=size,
+        realised_density=target / size,
+        error=abs(target / size - density),
+        outside=grown_view.num_params - size,
         base_outside=view.num_params - target,
     )
 
@@ -171,8 +179,7 @@ def _field(config: Any, grow: str) -> str:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UsageError(f"a config is a dataclass, got {type(config).__name__}")
     whole = [
-        field.name for field in dataclasses.fields(config)
-        if _is_whole(getattr(config, field.name))
+        field.name for field in dataclasses.fields(config) if _is_whole(getattr(config, field.name))
     ]
     # A tuple of widths is the width of a model as well.
     for name in (grow, f"{grow}s"):

@@ -92,9 +92,15 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int | None = None,
-        keep_best: int | None = None, best_metric: str | None = None,
-        best_mode: Literal["min", "max"] = "min", read_only: bool = False,
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        read_only: bool = False,
     ):
         numbers = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
         for name, value in numbers.items():
@@ -125,7 +131,10 @@ class Checkpoints:
             self._quiet.enter_context(QuietErrors())
 
     def save(
-        self, state: TrainState, data_state: Any = None, meta: Mapping[str, Any] | None = None,
+        self,
+        state: TrainState,
+        data_state: Any = None,
+        meta: Mapping[str, Any] | None = None,
         measured: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves the state under its step; the files are written while the next steps run.
@@ -209,7 +218,9 @@ class Checkpoints:
         return restored
 
     def restore_model(
-        self, params: Params | None = None, model_state: Mapping[str, Any] | None = None,
+        self,
+        params: Params | None = None,
+        model_state: Mapping[str, Any] | None = None,
         step: int | None = None,
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
         """Reads the model alone, for use without an optimizer.
@@ -298,7 +309,9 @@ class Checkpoints:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         self.close()
@@ -315,7 +328,8 @@ class Checkpoints:
             self._give_up(step)
             newest = self.latest_step()
             good = (
-                "there is no checkpoint before it" if newest is None
+                "there is no checkpoint before it"
+                if newest is None
                 else f"the checkpoint of step {newest} is whole and kept"
             )
             raise WriteError(f"the checkpoint of step {step}", self.folder, cause, good) from error
@@ -351,7 +365,9 @@ class Checkpoints:
                 return step, found
             log.warning(
                 "checkpoint of step %d in %s cannot be read, trying an older one: %s",
-                step, self._where(), reasons[0],
+                step,
+                self._where(),
+                reasons[0],
             )
         if steps:
             raise UsageError(
@@ -394,8 +410,7 @@ class Checkpoints:
 
         leaves, joined = by_path(targets), meta["joined"]
         wanted = {
-            name: ItemRestore(item)
-            for name, item in _in_items(targets_of(leaves, joined)).items()
+            name: ItemRestore(item) for name, item in _in_items(targets_of(leaves, joined)).items()
         }
         restored = self._manager.restore(step, args=args.Composite(**wanted))
         read = by_path({name: restored[name] for name in targets})
@@ -416,7 +431,10 @@ class Checkpoints:
             return self._sign * value
         log.warning(
             "the checkpoint of step %d has no %s and is none of the best%s; measured so far: %s",
-            step, self._metric, nearest(self._metric, measured), ", ".join(measured) or "nothing",
+            step,
+            self._metric,
+            nearest(self._metric, measured),
+            ", ".join(measured) or "nothing",
         )
         return None
 
@@ -468,7 +486,9 @@ def _taken(state: TrainState) -> _Taken:
         # Of the copies, when they are written: the next step need not wait for them.
         of_shapes = dict(zip(paths, shapes, strict=True))
         return _Taken(
-            _in_items(saved), leaves, joined,
+            _in_items(saved),
+            leaves,
+            joined,
             lambda: checksums_on_host(parts_of(saved, of_shapes, joined)),
         )
     sums = sums_of(found)
@@ -502,8 +522,12 @@ def _make_folder(folder: pathlib.Path) -> None:
 
 
 def _open_manager(
-    folder: pathlib.Path, keep_last: int, keep_every: int | None, keep_best: int | None,
-    read_only: bool, pause: Callable[[], object] | None,
+    folder: pathlib.Path,
+    keep_last: int,
+    keep_every: int | None,
+    keep_best: int | None,
+    read_only: bool,
+    pause: Callable[[], object] | None,
 ) -> CheckpointManager:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies

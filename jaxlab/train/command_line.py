@@ -61,46 +61,65 @@ USAGE, DIVERGED, NOT_WRITTEN, CTRL_C = 2, 3, 5, 130
 
 FLAGS = (
     (
-        flags.DEFINE_string, "config", None,
+        flags.DEFINE_string,
+        "config",
+        None,
         "FILE[:VARIANT], a Python file with VARIANTS; --config.FIELD=VALUE sets a field of it, any "
         "number of times.",
     ),
     (flags.DEFINE_string, "workdir", None, "Folder of the run; one that is there is continued."),
     (
-        flags.DEFINE_bool, "dry_run", False,
+        flags.DEFINE_bool,
+        "dry_run",
+        False,
         "Print config, size, memory, sharding and steps; run nothing.",
     ),
     (
-        flags.DEFINE_integer, "devices", None,
+        flags.DEFINE_integer,
+        "devices",
+        None,
         "Run on so many virtual CPU devices; with --dry_run, plan for them.",
     ),
     (
-        flags.DEFINE_string, "topology", None,
+        flags.DEFINE_string,
+        "topology",
+        None,
         "With --dry_run: compile for TPUs such as v5e:16x16 or v4:8x8x8.",
     ),
     (
-        flags.DEFINE_string, "hardware", None,
+        flags.DEFINE_string,
+        "hardware",
+        None,
         f"With --dry_run: what --devices stand for: {', '.join(CHIPS)}.",
     ),
     (flags.DEFINE_float, "price", None, "With --dry_run: of one chip for an hour."),
     (
-        flags.DEFINE_string, "coordinator", None,
+        flags.DEFINE_string,
+        "coordinator",
+        None,
         "HOST:PORT of process 0, on hosts that no cluster manages.",
     ),
     (
-        flags.DEFINE_integer, "num_processes", None,
+        flags.DEFINE_integer,
+        "num_processes",
+        None,
         "How many processes run this; 1 ignores the cluster.",
     ),
     (flags.DEFINE_integer, "process_id", None, "The number of this one, from 0."),
     (
-        flags.DEFINE_integer, "host_timeout", 60,
+        flags.DEFINE_integer,
+        "host_timeout",
+        60,
         "Seconds after which a silent process is taken for lost.",
     ),
 )
 """Every experiment's flags: how absl defines them, name, default, help."""
 
 SAMPLE = (
-    flags.DEFINE_string, "sample", None, "Continue this prompt with the model of the workdir.",
+    flags.DEFINE_string,
+    "sample",
+    None,
+    "Continue this prompt with the model of the workdir.",
 )
 
 SampleFlag = int | float | tuple[str, ...]
@@ -156,9 +175,13 @@ class Command:
     """An experiment as a function of its arguments, which returns the exit code; see `main`."""
 
     def __init__(
-        self, run: Callable[[Any, Record], None],
-        plan: Callable[[Any, Pod | None], Iterable[str]] | None, sample: Callable[..., None] | None,
-        sample_flags: Mapping[str, SampleFlag], paper: str, ignore: tuple[str, ...],
+        self,
+        run: Callable[[Any, Record], None],
+        plan: Callable[[Any, Pod | None], Iterable[str]] | None,
+        sample: Callable[..., None] | None,
+        sample_flags: Mapping[str, SampleFlag],
+        paper: str,
+        ignore: tuple[str, ...],
         doc: str | None,
     ):
         self._run, self._plan, self._sample = run, plan, sample
@@ -197,7 +220,9 @@ class Command:
         reuse_memory()
         if not found.dry_run and not self._samples(found):
             connect(
-                found.coordinator, found.num_processes, found.process_id,
+                found.coordinator,
+                found.num_processes,
+                found.process_id,
                 host_timeout=found.host_timeout,
             )
         with quiet_unless_main():
@@ -213,8 +238,12 @@ class Command:
             self._print_plan(config, _pod(found))
             return
         record = Record.create(
-            self._workdir(found), experiment=self._file.stem, variant=variant, paper=self._paper,
-            config=to_dict(config), ignore=self._ignore,
+            self._workdir(found),
+            experiment=self._file.stem,
+            variant=variant,
+            paper=self._paper,
+            config=to_dict(config),
+            ignore=self._ignore,
         )
         self._run(config, record)
 
@@ -342,7 +371,8 @@ def _ending(error: BaseException) -> tuple[str | None, int] | None:
         words = " ".join(str(error).split())[:200]
         return (
             f"another host of the run seems lost ({words}); start all of them again: the same "
-            "command continues from the last checkpoint", RUN_AGAIN,
+            "command continues from the last checkpoint",
+            RUN_AGAIN,
         )
     return None
 

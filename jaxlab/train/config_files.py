@@ -107,8 +107,10 @@ def _load(path: pathlib.Path) -> ModuleType:
     # An experiment imports its own config file: a second copy of it would have other classes.
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and os.path.basename(file) == path.name and os.path.realpath(file) == (
-            os.path.realpath(path)
+        if (
+            file
+            and os.path.basename(file) == path.name
+            and os.path.realpath(file) == (os.path.realpath(path))
         ):
             return module
     name = f"jaxlab_config_{path.stem}"

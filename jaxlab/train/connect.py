@@ -20,8 +20,12 @@ RUN_AGAIN = 75
 
 
 def connect(
-    coordinator: str | None = None, num_processes: int | None = None,
-    process_id: int | None = None, *, start_timeout: int = 300, host_timeout: int = 60,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_timeout: int = 300,
+    host_timeout: int = 60,
 ) -> None:
     """Joins this process to the others of its run; comes before any use of JAX.
 
@@ -47,7 +51,8 @@ def connect(
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     settings = {
-        "initialization_timeout": start_timeout, "heartbeat_timeout_seconds": host_timeout,
+        "initialization_timeout": start_timeout,
+        "heartbeat_timeout_seconds": host_timeout,
     }
     if not missing:
         _check(str(coordinator), int(num_processes or 0), int(process_id or 0))
@@ -100,8 +105,11 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _initialize(
-    where: str, coordinator: str | None = None, num_processes: int | None = None,
-    process_id: int | None = None, **settings: int,
+    where: str,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    **settings: int,
 ) -> None:
     method = None if coordinator is None else "deactivate"
     try:

@@ -118,8 +118,11 @@ def _kernels(
 
 
 def _shares(
-    kernels: Mapping[str, tuple[int, ...]], density: float | None,
-    rule: Rule | Mapping[str, float], total: int | None, own: Mapping[str, float] | None,
+    kernels: Mapping[str, tuple[int, ...]],
+    density: float | None,
+    rule: Rule | Mapping[str, float],
+    total: int | None,
+    own: Mapping[str, float] | None,
 ) -> dict[str, Fraction]:
     """Weights that each kernel keeps, not yet whole numbers. Exact, so that ties are ties."""
     if isinstance(rule, Mapping):
@@ -227,7 +230,10 @@ def _level(kernels: Mapping[str, tuple[int, ...]], sizes: Sizes, kept: int) -> d
 
 
 RULES: dict[str, Callable[..., dict[str, Fraction]]] = {
-    "erk": _erk, "er": _er, "uniform": _uniform, "level": _level,
+    "erk": _erk,
+    "er": _er,
+    "uniform": _uniform,
+    "level": _level,
 }
 """The rules by name."""
 

@@ -54,9 +54,7 @@ class SaveCheckpoint(Hook):
     which it is known.
     """
 
-    def __init__(
-        self, checkpoints: Checkpoints, every: int, meta: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, checkpoints: Checkpoints, every: int, meta: Mapping[str, Any] | None = None):
         self._save_every = _positive(every)
         self._checkpoints, self._meta = checkpoints, dict(meta or {})
         self._begun: int | None = None

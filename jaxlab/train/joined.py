@@ -78,9 +78,7 @@ def split(
     }
 
 
-def parts_of(
-    found: Mapping[str, Any], leaves: Mapping[str, Any], joined: Joined
-) -> dict[str, Any]:
+def parts_of(found: Mapping[str, Any], leaves: Mapping[str, Any], joined: Joined) -> dict[str, Any]:
     """Each array of what `join` gave or `targets` read; those of a joined one as the host's views.
 
     Args:

@@ -15,7 +15,11 @@ HEADS_LAST = ("*query/kernel", "*key/kernel", "*value/kernel", "*qkv/kernel")
 """Kernels of rank three [d, h, k] whose outputs are heads by their width."""
 
 HEADS_FIRST = (
-    "*out/kernel", "*output/kernel", "*up/kernel", "*linear/kernel", "*forget/kernel",
+    "*out/kernel",
+    "*output/kernel",
+    "*up/kernel",
+    "*linear/kernel",
+    "*forget/kernel",
     "*take/kernel",
 )
 """Kernels of rank three [h, k, d] whose inputs are heads by their width."""

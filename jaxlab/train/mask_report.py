@@ -82,9 +82,7 @@ class MaskReport:
         return "\n".join(lines)
 
 
-def mask_report(
-    masks: Mapping[str, Any], params: Mapping[str, Any] | None = None
-) -> MaskReport:
+def mask_report(masks: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> MaskReport:
     """Counts what masks leave of each kernel.
 
     Args:
@@ -109,7 +107,11 @@ def _kernel(path: str, mask: np.ndarray) -> KernelReport:
     *window, inputs, outputs = kernel_shape(path, mask.shape)
     kept = mask.reshape(math.prod(window), inputs, outputs)
     return KernelReport(
-        path=path, size=mask.size, kept=int(mask.sum()), num_inputs=inputs, num_outputs=outputs,
+        path=path,
+        size=mask.size,
+        kept=int(mask.sum()),
+        num_inputs=inputs,
+        num_outputs=outputs,
         unread_inputs=int((~kept.any(axis=(0, 2))).sum()),
         empty_outputs=int((~kept.any(axis=(0, 1))).sum()),
     )

@@ -44,9 +44,7 @@ def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
     return _largest_of_each(bits, counts)
 
 
-def magnitude(
-    params: Params, kept: Kept, scope: Literal["local", "global"] = "local"
-) -> Masks:
+def magnitude(params: Params, kept: Kept, scope: Literal["local", "global"] = "local") -> Masks:
     """Keeps the weights of largest magnitude.
 
     Args:

@@ -185,9 +185,16 @@ def _by_axes(found: Sequence[Collective]) -> list[Collective]:
     for each in found:
         key = each.kind, each.axes, each.group
         before = joined.get(key)
-        joined[key] = each if before is None else dataclasses.replace(
-            before, count=before.count + each.count, payload=before.payload + each.payload,
-            sent=before.sent + each.sent, span=max(before.span, each.span),
+        joined[key] = (
+            each
+            if before is None
+            else dataclasses.replace(
+                before,
+                count=before.count + each.count,
+                payload=before.payload + each.payload,
+                sent=before.sent + each.sent,
+                span=max(before.span, each.span),
+            )
         )
     return sorted(joined.values(), key=lambda each: -each.sent)
 

@@ -15,17 +15,47 @@ from collections.abc import Iterator
 
 # Bytes of an element; float8 of all kinds is found by its prefix, int4 takes half.
 _BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "s4": 0.5, "u4": 0.5,
-    "token": 0, "opaque": 0,
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+    "s4": 0.5,
+    "u4": 0.5,
+    "token": 0,
+    "opaque": 0,
 }
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 # These only name, bundle or wait for what others made.
-_FREE = frozenset((
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "async-start",
-))
+_FREE = frozenset(
+    (
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "iota",
+        "async-start",
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,9 +323,7 @@ def _main_bytes(arrays: tuple[Array, ...]) -> int:
     return sum(array.num_bytes for array in arrays if array.in_main_memory)
 
 
-def _fusion_traffic(
-    inner: Computation, fusion: Instruction, sources: list[Instruction]
-) -> float:
+def _fusion_traffic(inner: Computation, fusion: Instruction, sources: list[Instruction]) -> float:
     root = inner.instructions[inner.root]
     parameters = {
         each.name: int(each.argument)
@@ -362,9 +390,13 @@ def _convolution_flops(each: Instruction, left: Array, right: Array) -> float:
     products = 1
     for i, axis in enumerate(axes):
         products *= _window_products(
-            left.shape[inputs.index(axis)], right.shape[kernel.index(axis)],
-            each.result[0].shape[output.index(axis)], int(pads[i].split("_")[0]), strides[i],
-            holes[i], steps[i],
+            left.shape[inputs.index(axis)],
+            right.shape[kernel.index(axis)],
+            each.result[0].shape[output.index(axis)],
+            int(pads[i].split("_")[0]),
+            strides[i],
+            holes[i],
+            steps[i],
         )
     batch = each.result[0].shape[output.index("b")]
     features = each.result[0].shape[output.index("f")]

@@ -36,8 +36,13 @@ class ProgressBar(Hook):
             from tqdm import tqdm
 
             self._bar = tqdm(
-                desc=self._description or None, initial=run.step, total=run.steps, unit="step",
-                file=self._stream, dynamic_ncols=True, mininterval=0.2,
+                desc=self._description or None,
+                initial=run.step,
+                total=run.steps,
+                unit="step",
+                file=self._stream,
+                dynamic_ncols=True,
+                mininterval=0.2,
                 bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
                 " [{elapsed}<{remaining}]",
             )

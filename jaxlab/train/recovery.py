@@ -82,7 +82,8 @@ class StopOnSpike(Hook):
         if usual > 0 and loss > self._factor * usual:
             raise TrainingDiverged.at(
                 f"train/loss is {loss:.4g}, over {self._factor:g} times the {usual:.4g} before it",
-                step, self._checkpoints,
+                step,
+                self._checkpoints,
             )
 
 
@@ -223,8 +224,13 @@ class Recovery:
         where = "the beginning" if good is None else f"the checkpoint of step {good}"
         log.warning(
             "training diverged: %s at step %d; back to %s; batches passed over after it: %d "
-            "(skip %d of at most %d)", what, step, where, self.skips.after[begin],
-            len(self.skips.reasons), self.max_skips,
+            "(skip %d of at most %d)",
+            what,
+            step,
+            where,
+            self.skips.after[begin],
+            len(self.skips.reasons),
+            self.max_skips,
         )
         gc.collect()  # the state that diverged makes room for the one that is restored next
         return begin

@@ -19,7 +19,9 @@ def python_command() -> str:
 
 
 def repeat_command(
-    record: Record, variants: Mapping[str, Callable[[], Any]], default: str,
+    record: Record,
+    variants: Mapping[str, Callable[[], Any]],
+    default: str,
     workdir: str = "runs/again",
 ) -> str:
     """The command line that runs the config of `record` once more, in another workdir.
@@ -38,8 +40,11 @@ def repeat_command(
         if begin[path] != value
     ]
     parts = [
-        "-m", f"experiments.{record.experiment}",
-        f"--config=configs/{record.experiment}.py:{variant}", f"--workdir={workdir}", *fields,
+        "-m",
+        f"experiments.{record.experiment}",
+        f"--config=configs/{record.experiment}.py:{variant}",
+        f"--workdir={workdir}",
+        *fields,
     ]
     return shlex.join([python_command(), *parts])
 
@@ -52,7 +57,8 @@ def with_command(numbers: Mapping[str, Any], command: str) -> dict[str, Any]:
     """
     return {
         name: with_command(value, command)
-        if isinstance(value, Mapping) else {"value": value, "command": command}
+        if isinstance(value, Mapping)
+        else {"value": value, "command": command}
         for name, value in numbers.items()
     }
 

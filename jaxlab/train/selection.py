@@ -63,10 +63,15 @@ def _keep_largest(
     least, larger, reached = _threshold(keys, count)
     marked = [(key >= least) & (key > 0) for key in keys]
     # Mostly as many reach the threshold as are asked for, and no tie has to be broken.
-    return tuple(jax.lax.cond(
-        reached > count, lambda keys, marked: _without_last_ties(keys, least, count - larger),
-        lambda keys, marked: marked, keys, marked,
-    ))
+    return tuple(
+        jax.lax.cond(
+            reached > count,
+            lambda keys, marked: _without_last_ties(keys, least, count - larger),
+            lambda keys, marked: marked,
+            keys,
+            marked,
+        )
+    )
 
 
 def _ordered(score: jax.Array) -> jax.Array:
@@ -89,14 +94,11 @@ def _without_last_ties(
     ranks = [jnp.where(one, size - place, 0) for one, place in zip(equal, places, strict=True)]
     last, _, _ = _threshold(ranks, needed)
     return [
-        (key > least) | ((rank >= last) & (rank > 0))
-        for key, rank in zip(keys, ranks, strict=True)
+        (key > least) | ((rank >= last) & (rank > 0)) for key, rank in zip(keys, ranks, strict=True)
     ]
 
 
-def _threshold(
-    keys: list[jax.Array], count: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _threshold(keys: list[jax.Array], count: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A threshold that `count` keys or more reach, the fewest possible.
 
     It is found byte by byte from the highest on, each bit by bit. Once exactly `count` reach it,
@@ -125,7 +127,9 @@ def _threshold(
 
     zero = jnp.zeros((), jnp.uint32)
     first = (
-        jnp.asarray(8 * dtype.itemsize, dtype), jnp.zeros((), dtype), zero,
+        jnp.asarray(8 * dtype.itemsize, dtype),
+        jnp.zeros((), dtype),
+        zero,
         jnp.full((), sum(key.size for key in keys), jnp.uint32),
     )
     _, least, larger, reached = jax.lax.while_loop(unfinished, next_byte, first)
@@ -147,7 +151,8 @@ def _largest_byte(
         total = larger + sum(_count(digit >= tried) for digit in digits)
         fits = total >= count
         return (
-            jnp.where(fits, tried, byte), jnp.where(fits, above, total),
+            jnp.where(fits, tried, byte),
+            jnp.where(fits, above, total),
             jnp.where(fits, total, reached),
         )
 

@@ -32,7 +32,9 @@ def rescale(params: Params, masks: Masks) -> Params:
 
 
 def sparse_init(
-    key: jax.Array, params: Params, masks: Masks,
+    key: jax.Array,
+    params: Params,
+    masks: Masks,
     distribution: Literal["normal", "uniform"] = "normal",
 ) -> Params:
     """Draws the kept weights of masked kernels anew; the other parameters stay.

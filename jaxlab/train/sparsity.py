@@ -126,13 +126,17 @@ class SparsityConfig:
           UsageError: as `densities`; with `n_m`, a kernel that m does not divide.
         """
         if self.method == "n_m":
-            masks = jax.eval_shape(lambda p: methods.n_m(p, self.n, self.m, -2, self.params), {
-                path: params[path] for path in prunable(params, self.params)
-            })
+            masks = jax.eval_shape(
+                lambda p: methods.n_m(p, self.n, self.m, -2, self.params),
+                {path: params[path] for path in prunable(params, self.params)},
+            )
             return {p: math.prod(mask.shape) // self.m * self.n for p, mask in masks.items()}
         return densities(
-            params, self.density, "uniform" if self.method in _GLOBAL else self.rule,
-            total=self.total, own=dict(zip(self.own_params, self.own_densities, strict=True)),
+            params,
+            self.density,
+            "uniform" if self.method in _GLOBAL else self.rule,
+            total=self.total,
+            own=dict(zip(self.own_params, self.own_densities, strict=True)),
             patterns=self.params,
             allow_empty_units=self.allow_empty_units or self.method in _GLOBAL,
         )
@@ -174,7 +178,10 @@ class SparsityConfig:
 
 
 def make_masks(
-    config: SparsityConfig, view: View, *, objective: Objective | None = None,
+    config: SparsityConfig,
+    view: View,
+    *,
+    objective: Objective | None = None,
     batch: Batch | None = None,
 ) -> Masks:
     """The masks of a config for a model with its first parameters, where not all is kept.
@@ -209,8 +216,13 @@ def make_masks(
 
 
 def start_sparse(
-    config: SparsityConfig, optimizer: optax.GradientTransformation, view: View,
-    state: TrainState, *, objective: Objective | None = None, batch: Batch | None = None,
+    config: SparsityConfig,
+    optimizer: optax.GradientTransformation,
+    view: View,
+    state: TrainState,
+    *,
+    objective: Objective | None = None,
+    batch: Batch | None = None,
 ) -> TrainState:
     """The first state of a sparse run, from that of the dense model.
 

@@ -236,8 +236,6 @@ def _fitting_spec(
         return spec
     axes = (*spec, *(None,) * (len(param) - len(spec)))
     options = {
-        axes[:i] + axes[i + 1 :]
-        for i in range(len(param))
-        if param[:i] + param[i + 1 :] == shape
+        axes[:i] + axes[i + 1 :] for i in range(len(param)) if param[:i] + param[i + 1 :] == shape
     }
     return PartitionSpec(*options.pop()) if len(options) == 1 else PartitionSpec()

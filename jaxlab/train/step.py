@@ -54,8 +54,15 @@ class Step:
     """
 
     def __init__(
-        self, view: View, objective: Objective, optimizer: optax.GradientTransformation, *,
-        mesh: Mesh, rules: Rules, accumulate: int, reduce_once: bool,
+        self,
+        view: View,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        *,
+        mesh: Mesh,
+        rules: Rules,
+        accumulate: int,
+        reduce_once: bool,
     ):
         if accumulate < 1:
             raise UsageError(f"accumulate={accumulate}; expected at least 1 micro-batch a step")
@@ -115,8 +122,10 @@ class Step:
             if self._reduce_once:
                 self._require_whole_copies()
             self._jitted = jax.jit(
-                self._step, donate_argnums=0,
-                in_shardings=(shardings, self._rows), out_shardings=shardings,
+                self._step,
+                donate_argnums=0,
+                in_shardings=(shardings, self._rows),
+                out_shardings=shardings,
             )
         return self._jitted
 
@@ -156,8 +165,14 @@ class Step:
         )
 
     def _part(
-        self, params: Params, model_state: Mapping[str, Any], batch: Batch, carry: Any,
-        key: jax.Array, *, weighted: bool = False,
+        self,
+        params: Params,
+        model_state: Mapping[str, Any],
+        batch: Batch,
+        carry: Any,
+        key: jax.Array,
+        *,
+        weighted: bool = False,
     ) -> _Part:
         """One micro-batch: gradients of its mean loss, or of that times its weight."""
 
@@ -183,8 +198,13 @@ class Step:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(*_without(spec, manual)))
 
     def _accumulated(
-        self, params: Params, batch: Batch, carry: Any, model_state: dict[str, Any],
-        sums: Metrics, key: jax.Array,
+        self,
+        params: Params,
+        batch: Batch,
+        carry: Any,
+        model_state: dict[str, Any],
+        sums: Metrics,
+        key: jax.Array,
     ) -> tuple[tuple[Params, jax.Array], dict[str, Any], Any, Metrics]:
         """The sums of the gradients and weights of micro-batches, one after the other.
 
@@ -224,8 +244,12 @@ class Step:
 
         whole, rows = PartitionSpec(), PartitionSpec("data")
         ((sums, metrics), model_state), carry = jax.shard_map(
-            copy, mesh=self._mesh, in_specs=(whole, whole, rows, rows, whole),
-            out_specs=(whole, rows), axis_names={"data"}, check_vma=False,
+            copy,
+            mesh=self._mesh,
+            in_specs=(whole, whole, rows, rows, whole),
+            out_specs=(whole, rows),
+            axis_names={"data"},
+            check_vma=False,
         )(state.params, state.model_state, batch, state.carry, key)
         metrics = jax.tree.map(jnp.add, own, metrics)
         return _mean(*sums, state.params), model_state, carry, metrics
@@ -288,7 +312,12 @@ def make_step(
         the state sums, or a carry that changes its shape.
     """
     return Step(
-        view, objective, optimizer, mesh=mesh, rules=rules, accumulate=accumulate,
+        view,
+        objective,
+        optimizer,
+        mesh=mesh,
+        rules=rules,
+        accumulate=accumulate,
         reduce_once=reduce_once,
     )
 
@@ -337,7 +366,9 @@ def make_eval(
     rows = batch_sharding(mesh, rules)
 
     def evaluate(
-        params: Params, batch: Batch, carry: Any = None,
+        params: Params,
+        batch: Batch,
+        carry: Any = None,
         model_state: Mapping[str, Any] | None = None,
     ) -> Any:
         with use_mesh(mesh, rules):
@@ -366,9 +397,7 @@ class _Model:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.state:
             return self._view.apply(self._params, *args, **kwargs)
-        output, self.state = self._view.apply_with_state(
-            self._params, self.state, *args, **kwargs
-        )
+        output, self.state = self._view.apply_with_state(self._params, self.state, *args, **kwargs)
         return output
 
 

@@ -33,13 +33,15 @@ class TrainingDiverged(RuntimeError):
     def __init__(self, what: str, step: int, checkpoint: int | None, skips: int | None = None):
         self.what, self.step, self.checkpoint = what, step, checkpoint
         kept = (
-            "no checkpoint was saved before" if checkpoint is None
+            "no checkpoint was saved before"
+            if checkpoint is None
             else f"the checkpoint of step {checkpoint} is good and kept"
         )
         again = "" if skips is None else f" (skips: {skips}; train.max_skips allows no more)"
         way_out = (
             "look at the data there, or pass over them with train.on_divergence=skip"
-            if skips is None else "look at the data there"
+            if skips is None
+            else "look at the data there"
         )
         super().__init__(
             f"training diverged{again}: {what} at step {step}; {kept}; try a lower "

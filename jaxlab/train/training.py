@@ -58,8 +58,16 @@ KEPT = ("keep_last", "keep_every", "keep_best", "best_metric", "best_mode")
 """The fields of `TrainConfig` that `Checkpoints` takes."""
 
 MAY_CHANGE = (
-    *KEPT, "log_every", "watch_every", "save_every", "prefetch", "mesh", "on_divergence",
-    "spike_factor", "max_skips", "stuck_seconds",
+    *KEPT,
+    "log_every",
+    "watch_every",
+    "save_every",
+    "prefetch",
+    "mesh",
+    "on_divergence",
+    "spike_factor",
+    "max_skips",
+    "stuck_seconds",
 )
 """The fields of `TrainConfig` that do not change what a run computes: a run that is taken up again
 may have others."""
@@ -214,7 +222,12 @@ def run_training(
         )
     workdir = pathlib.Path(workdir)
     step = make_step(
-        plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate,
+        plan.view,
+        objective,
+        optimizer,
+        mesh=mesh,
+        rules=rules,
+        accumulate=config.accumulate,
         reduce_once=config.reduce_once,
     )
     beginning = stream.state()
@@ -225,7 +238,9 @@ def run_training(
     kept = {name: getattr(config, name) for name in KEPT}
     with Checkpoints(workdir / FOLDER, **kept) as checkpoints:
         recovery = Recovery(
-            checkpoints, Skips.read(workdir / FOLDER), config.max_skips,
+            checkpoints,
+            Skips.read(workdir / FOLDER),
+            config.max_skips,
             enabled=config.on_divergence == "skip",
         )
         signals = StopOnSignal()
@@ -243,7 +258,8 @@ def run_training(
                     all_hooks = [
                         *_watchdogs(config, checkpoints),
                         LogMetrics(
-                            writer, config.log_every,
+                            writer,
+                            config.log_every,
                             optimizers.schedule(config.optimizer, config.steps),
                         ),
                         StopOnNaN(checkpoints),
@@ -256,7 +272,11 @@ def run_training(
                     ]
                     with Prefetch(stream, config.prefetch, _transfer(mesh, rules)) as batches:
                         run = fit(
-                            step, state, batches, steps=config.steps, hooks=all_hooks,
+                            step,
+                            state,
+                            batches,
+                            steps=config.steps,
+                            hooks=all_hooks,
                             tokens_per_step=tokens_per_step,
                         )
                 break
@@ -328,9 +348,15 @@ def _sparsity_lines(sparsity: SparsityConfig | None, params: Mapping[str, Any]) 
 
 
 def _pod_lines(
-    config: TrainConfig, plan: StatePlan, optimizer: Any, mesh: Mesh, rules: Rules,
-    tokens_per_step: int | None, objective: Objective | None,
-    batch: Mapping[str, jax.ShapeDtypeStruct] | None, pod: Pod | None,
+    config: TrainConfig,
+    plan: StatePlan,
+    optimizer: Any,
+    mesh: Mesh,
+    rules: Rules,
+    tokens_per_step: int | None,
+    objective: Objective | None,
+    batch: Mapping[str, jax.ShapeDtypeStruct] | None,
+    pod: Pod | None,
 ) -> list[str]:
     if pod is None:
         return []
@@ -342,7 +368,12 @@ def _pod_lines(
     names = metric_names(plan.view, objective, batch, plan.abstract.carry)
     plan = plan.with_metrics(names)
     step = make_step(
-        plan.view, objective, optimizer, mesh=mesh, rules=rules, accumulate=config.accumulate,
+        plan.view,
+        objective,
+        optimizer,
+        mesh=mesh,
+        rules=rules,
+        accumulate=config.accumulate,
         reduce_once=config.reduce_once,
     )
     cost = step_cost(step, plan, batch, mesh)
@@ -355,12 +386,21 @@ def _optimizer(config: TrainConfig, sparsity: SparsityConfig | None) -> Any:
 
 
 def _plan(
-    config: TrainConfig, build: Build, optimizer: Any, init_carry: Callable[[int], Any] | None,
-    mesh: Mesh, rules: Rules,
+    config: TrainConfig,
+    build: Build,
+    optimizer: Any,
+    init_carry: Callable[[int], Any] | None,
+    mesh: Mesh,
+    rules: Rules,
 ) -> StatePlan:
     require_rows(config.batch_size, mesh, rules, config.accumulate)
     return plan_state(
-        build, optimizer, key=config.seed, mesh=mesh, rules=rules, strict=config.strict_sharding,
+        build,
+        optimizer,
+        key=config.seed,
+        mesh=mesh,
+        rules=rules,
+        strict=config.strict_sharding,
         carry=None if init_carry is None else lambda: init_carry(config.batch_size),
     )
 
@@ -378,8 +418,12 @@ def _metric_names(
 
 
 def _first_state(
-    plan: StatePlan, restored: Restored | None, stream: Stream, beginning: Any,
-    writer: MetricWriter | NoMetrics, first: Callable[[], TrainState],
+    plan: StatePlan,
+    restored: Restored | None,
+    stream: Stream,
+    beginning: Any,
+    writer: MetricWriter | NoMetrics,
+    first: Callable[[], TrainState],
 ) -> TrainState:
     """The state to begin with; data and metrics are brought to the same step."""
     if restored is None:
@@ -396,8 +440,13 @@ def _first_state(
 
 
 def _begun(
-    plan: StatePlan, optimizer: Any, sparsity: SparsityConfig | None, objective: Objective,
-    stream: Stream, mesh: Mesh, rules: Rules,
+    plan: StatePlan,
+    optimizer: Any,
+    sparsity: SparsityConfig | None,
+    objective: Objective,
+    stream: Stream,
+    mesh: Mesh,
+    rules: Rules,
 ) -> TrainState:
     """The state of a run of which there is no checkpoint."""
     state = plan.init()
@@ -407,9 +456,7 @@ def _begun(
     batch = _transfer(mesh, rules)(next(stream))
     stream.restore(place)
     with use_mesh(mesh, rules):
-        return start_sparse(
-            sparsity, optimizer, plan.view, state, objective=objective, batch=batch
-        )
+        return start_sparse(sparsity, optimizer, plan.view, state, objective=objective, batch=batch)
 
 
 def _watchdogs(config: TrainConfig, checkpoints: Checkpoints) -> list[Hook]:
@@ -427,8 +474,10 @@ def _spikes(
 
 
 def _evaluations(
-    config: TrainConfig, evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
-    watch: Callable[[TrainState], Mapping[str, Any]] | None, writer: MetricWriter | NoMetrics,
+    config: TrainConfig,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
+    watch: Callable[[TrainState], Mapping[str, Any]] | None,
+    writer: MetricWriter | NoMetrics,
 ) -> list[Hook]:
     hooks: list[Hook] = []
     if watch is not None and config.watch_every is not None:

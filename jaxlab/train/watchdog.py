@@ -61,7 +61,9 @@ class Watchdog(Hook):
     """
 
     def __init__(
-        self, seconds: float, checkpoints: Checkpoints | None = None,
+        self,
+        seconds: float,
+        checkpoints: Checkpoints | None = None,
         end: Callable[[int], object] = os._exit,
     ):
         self._seconds, self._checkpoints, self._end = seconds, checkpoints, end

@@ -24,8 +24,11 @@ def test_keys_are_the_same_in_every_process():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     printed = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**environment, "PYTHONHASHSEED": seed},
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", PROGRAM],
+        env={**environment, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert printed.stdout.strip() == str(list(data("dropout", 3, "größe")))
 

@@ -207,7 +207,8 @@ def test_parameters_get_shardings_and_notes(mesh):
         params, {"a/kernel": ("embed", "mlp"), "a/bias": ("mlp",)}, mesh
     )
     assert {path: s.spec for path, s in shardings.items()} == {
-        "a/kernel": P("fsdp", "tensor"), "a/bias": P(None),
+        "a/kernel": P("fsdp", "tensor"),
+        "a/bias": P(None),
     }
     assert notes == ["a/bias: axis 'mlp' of size 7 does not divide by 2"]
     placed = jax.device_put(params["a/kernel"], shardings["a/kernel"])
@@ -251,8 +252,11 @@ def test_constrain_takes_the_rules_of_the_context(mesh):
 
 def test_constrain_leaves_manual_axes_alone(mesh):
     inner = jax.shard_map(
-        lambda x: constrain(2 * x, "batch", "mlp"), mesh=mesh,
-        in_specs=P(("data", "fsdp")), out_specs=P(("data", "fsdp")), axis_names={"data", "fsdp"},
+        lambda x: constrain(2 * x, "batch", "mlp"),
+        mesh=mesh,
+        in_specs=P(("data", "fsdp")),
+        out_specs=P(("data", "fsdp")),
+        axis_names={"data", "fsdp"},
     )
     with use_mesh(mesh):
         assert np.array_equal(jax.jit(inner)(jnp.ones((16, 8))), 2 * np.ones((16, 8)))
@@ -286,8 +290,12 @@ def test_a_function_of_shards_runs_where_some_axes_are_manual_already(mesh):
 
     inner = map_shards(part, ("batch", "heads"))
     outer = jax.shard_map(
-        lambda x: inner(x) + 1, mesh=mesh, in_specs=P("data"), out_specs=P("data"),
-        axis_names={"data"}, check_vma=False,
+        lambda x: inner(x) + 1,
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        axis_names={"data"},
+        check_vma=False,
     )
     with use_mesh(mesh):
         assert np.array_equal(jax.jit(outer)(jnp.ones((8, 4))), np.full((8, 4), 3))

@@ -73,7 +73,9 @@ def test_patterns_fit_whole_paths_and_cross_slashes(path, pattern, fits):
 def test_select_marks_every_path():
     paths = ["a/kernel", "a/bias", "b/kernel"]
     assert select(iter(paths), ["a/*", "*/bias"]) == {
-        "a/kernel": True, "a/bias": True, "b/kernel": False,
+        "a/kernel": True,
+        "a/bias": True,
+        "b/kernel": False,
     }
     assert select(paths, []) == dict.fromkeys(paths, False)
 

@@ -88,7 +88,11 @@ def test_params_are_the_param_variables_and_state_is_the_rest(strange):
     assert list(view.params)[-3:] == ["norm/bias", "norm/scale", "scale"]
     assert view.params["layers/kernel"].shape == (3, 4, 4)
     assert list(view.state) == [
-        "dropout/rngs/count", "dropout/rngs/key", "norm/mean", "norm/var", "table",
+        "dropout/rngs/count",
+        "dropout/rngs/key",
+        "norm/mean",
+        "norm/var",
+        "table",
     ]
     assert view.num_params == sum(p.size for p in jax.tree.leaves(nnx.state(strange[0], nnx.Param)))
 
@@ -160,8 +164,12 @@ def test_odd_attributes_keep_their_values_and_types():
         pass
 
     model = Attributes(
-        gain=Gain(jnp.ones(2)), count=Counter(jnp.zeros(())), key=jax.random.key(0), none=None,
-        many=nnx.List([nnx.Param(jnp.full(1, i)) for i in range(11)]), array=jnp.arange(3),
+        gain=Gain(jnp.ones(2)),
+        count=Counter(jnp.zeros(())),
+        key=jax.random.key(0),
+        none=None,
+        many=nnx.List([nnx.Param(jnp.full(1, i)) for i in range(11)]),
+        array=jnp.arange(3),
     )
     view = View.of(model)
     assert list(view.params) == ["gain", *(f"many/{i}" for i in range(11))]

@@ -35,7 +35,9 @@ def test_a_crop_is_a_window_of_the_padded_image_anywhere(mode, numpy_mode):
     counts = np.zeros((5, 5), int)
     for whole, window in zip(padded, cropped, strict=True):
         fits = [
-            (i, j) for i in range(5) for j in range(5)
+            (i, j)
+            for i in range(5)
+            for j in range(5)
             if abs(whole[i : i + 6, j : j + 5] - window).max() < 1e-3
         ]
         assert len(fits) == 1
@@ -69,8 +71,9 @@ def test_cutout_fills_one_square_around_a_pixel_drawn_anywhere(size):
 
 
 def test_mixup_mixes_images_and_targets_of_two_rows_by_one_share():
-    images = np.broadcast_to(np.arange(0, 250, 2, dtype=np.uint8)[:, None, None, None],
-                             (125, 2, 2, 1))
+    images = np.broadcast_to(
+        np.arange(0, 250, 2, dtype=np.uint8)[:, None, None, None], (125, 2, 2, 1)
+    )
     batch = batch_of(images, num_classes=125) | {"mask": np.arange(125) != 3}
     mixed = jax.jit(augment.mixup(125, alpha=1.0))(KEY, batch)
     targets = np.asarray(mixed["targets"])
@@ -78,7 +81,9 @@ def test_mixup_mixes_images_and_targets_of_two_rows_by_one_share():
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
     # Labels are the rows' numbers: the target says who was mixed, the level must agree.
     np.testing.assert_allclose(
-        np.asarray(mixed["inputs"])[:, 0, 0, 0] * 255, targets @ np.arange(0, 250, 2), rtol=1e-4,
+        np.asarray(mixed["inputs"])[:, 0, 0, 0] * 255,
+        targets @ np.arange(0, 250, 2),
+        rtol=1e-4,
         atol=1e-2,
     )
     own = np.diagonal(targets)
@@ -111,7 +116,10 @@ IMAGE = levels(32, 32, 3, seed=3) // 2 + np.arange(32, dtype=np.uint8)[:, None, 
 
 def moved(a, b, c, d, e, f):
     image = Image.fromarray(IMAGE).transform(
-        (32, 32), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.NEAREST,
+        (32, 32),
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        Image.Resampling.NEAREST,
         fillcolor=(128, 128, 128),
     )
     return np.asarray(image)
@@ -176,8 +184,11 @@ def test_grey_images_can_be_augmented_at_random():
 
 
 ALL = {
-    "crop": augment.crop(2), "flip": augment.flip(), "cutout": augment.cutout(3),
-    "rand_augment": augment.rand_augment(2, 9), "mixup": augment.mixup(5, alpha=1.0),
+    "crop": augment.crop(2),
+    "flip": augment.flip(),
+    "cutout": augment.cutout(3),
+    "rand_augment": augment.rand_augment(2, 9),
+    "mixup": augment.mixup(5, alpha=1.0),
     "composed": augment.compose(augment.crop(2), augment.flip()),
 }
 
@@ -259,9 +270,7 @@ def test_an_objective_sees_augmented_batches_and_its_own_key():
     expected = ALL["composed"](named(KEY, "augment"), batch)
     assert isinstance(loss, Loss) and loss.carry == {"h": 1} and seen["key"] is KEY
     np.testing.assert_array_equal(seen["batch"]["inputs"], expected["inputs"])
-    np.testing.assert_allclose(
-        loss.value, objectives.classify(linear, expected).value, rtol=1e-6
-    )
+    np.testing.assert_allclose(loss.value, objectives.classify(linear, expected).value, rtol=1e-6)
     assert batch["inputs"].dtype == np.uint8  # what came in is not changed
 
 

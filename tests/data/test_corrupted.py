@@ -43,23 +43,26 @@ def test_what_is_kept_is_read_not_made(tmp_path):
 
 def test_each_set_has_its_own_entry(tmp_path):
     names = set()
-    for i, (images, name, severity, options) in enumerate([
-        (IMAGES, NAME, 2, {}),
-        (IMAGES[::-1], NAME, 2, {}),
-        (IMAGES[:4], NAME, 2, {}),
-        (IMAGES, NAME, 3, {}),
-        (IMAGES, NAME, 2, {"seed": 1}),
-        (IMAGES, "glass_blur", 1, {}),
-        (IMAGES, "glass_blur", 1, {"swap": True}),
-    ]):
+    for i, (images, name, severity, options) in enumerate(
+        [
+            (IMAGES, NAME, 2, {}),
+            (IMAGES[::-1], NAME, 2, {}),
+            (IMAGES[:4], NAME, 2, {}),
+            (IMAGES, NAME, 3, {}),
+            (IMAGES, NAME, 2, {"seed": 1}),
+            (IMAGES, "glass_blur", 1, {}),
+            (IMAGES, "glass_blur", 1, {"swap": True}),
+        ]
+    ):
         found = corrupted(images, name, severity, cache_dir=tmp_path, **options)
-        np.testing.assert_array_equal(
-            found, corruptions.corrupt(images, name, severity, **options)
-        )
+        np.testing.assert_array_equal(found, corruptions.corrupt(images, name, severity, **options))
         names = {path.name for path in tmp_path.iterdir()}
         assert len(names) == i + 1
     assert {name.rpartition("-")[0] for name in names} == {
-        f"{NAME}-2-seed0-v1", f"{NAME}-3-seed0-v1", f"{NAME}-2-seed1-v1", "glass_blur-1-seed0-v1"
+        f"{NAME}-2-seed0-v1",
+        f"{NAME}-3-seed0-v1",
+        f"{NAME}-2-seed1-v1",
+        "glass_blur-1-seed0-v1",
     }
 
 
@@ -111,7 +114,8 @@ def test_an_image_set_becomes_one_with_the_same_labels(tmp_path, keep):
     assert part.name == f"noise/test[:2]/{NAME}/2" and part.labels.tolist() == [2, 0]
     sets = corrupted_sets(LABELLED, [NAME], (2, 3), cache_dir=cache_dir)
     assert [(n, s, of.name) for n, s, of in sets] == [
-        (NAME, 2, f"noise/test/{NAME}/2"), (NAME, 3, f"noise/test/{NAME}/3")
+        (NAME, 2, f"noise/test/{NAME}/2"),
+        (NAME, 3, f"noise/test/{NAME}/3"),
     ]
     assert not keep or len(list(cache_dir.iterdir())) == 3
 
@@ -127,7 +131,10 @@ def test_sets_come_in_order_and_are_read_alike(tmp_path):
     for _ in range(2):
         sets = list(corrupted_sets(IMAGES, [NAME, "contrast"], (1, 5), cache_dir=tmp_path))
         assert [(name, severity) for name, severity, _ in sets] == [
-            (NAME, 1), (NAME, 5), ("contrast", 1), ("contrast", 5)
+            (NAME, 1),
+            (NAME, 5),
+            ("contrast", 1),
+            ("contrast", 5),
         ]
         for name, severity, images in sets:
             np.testing.assert_array_equal(images, corruptions.corrupt(IMAGES, name, severity))

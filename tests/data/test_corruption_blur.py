@@ -110,9 +110,9 @@ def identity(size: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def through_glass():
     """`number of rounds -> places after them`, uint8 [64, 32, 32, 2]."""
-    glass = jax.jit(jax.vmap(
-        lambda key, rounds: blur.glass(key, places(32), *identity(32), rounds), (0, None)
-    ))
+    glass = jax.jit(
+        jax.vmap(lambda key, rounds: blur.glass(key, places(32), *identity(32), rounds), (0, None))
+    )
     return lambda rounds: np.asarray(glass(jax.random.split(KEY, 64), rounds))
 
 

@@ -19,8 +19,9 @@ def by_hsv(change: Callable[..., tuple]) -> tuple[np.ndarray, np.ndarray]:
     images = RANDOM.copy()
     images[0, :4] = images[0, :4, :, :1]  # grey
     images[0, 0, :8] = 0
-    pixels = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p)))
-              for p in images.reshape(-1, 3) / 255]
+    pixels = [
+        colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p))) for p in images.reshape(-1, 3) / 255
+    ]
     return images, 255 * np.reshape(pixels, images.shape)
 
 
@@ -32,9 +33,7 @@ def test_brightness_adds_to_the_value(severity, more):
     assert away.min() > -1e-3 and away.max() < 1 + 1e-3
 
 
-@pytest.mark.parametrize(
-    ("severity", "factor", "more"), [(1, 0.3, 0), (3, 1.5, 0), (5, 2.5, 0.2)]
-)
+@pytest.mark.parametrize(("severity", "factor", "more"), [(1, 0.3, 0), (3, 1.5, 0), (5, 2.5, 0.2)])
 def test_saturate_scales_the_saturation(severity, factor, more):
     images, expected = by_hsv(lambda h, s, v: (h, min(s * factor + more, 1), v))
     out = corruptions.corrupt(images, "saturate", severity)
@@ -70,10 +69,12 @@ def test_box_matrix_is_pillows_box_for_other_sizes(sizes):
 @pytest.fixture(scope="module")
 def elastic():
     """`(keys, image, constants) -> images`, in levels."""
-    return jax.jit(jax.vmap(
-        lambda key, image, constants: digital.elastic_transform(key, image, *constants),
-        (0, None, None),
-    ))
+    return jax.jit(
+        jax.vmap(
+            lambda key, image, constants: digital.elastic_transform(key, image, *constants),
+            (0, None, None),
+        )
+    )
 
 
 def ramps() -> np.ndarray:
@@ -104,8 +105,9 @@ def test_elastic_moves_three_points_of_the_plane_as_far_as_it_may(elastic):
     plane = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
     points = np.array([[26.0, 26], [26, 6], [6, 6]])
     moved = []
-    for from_x, from_y in zip(*(source[:, inside, inside] for source in sources(images)),
-                              strict=True):
+    for from_x, from_y in zip(
+        *(source[:, inside, inside] for source in sources(images)), strict=True
+    ):
         fits = [np.linalg.lstsq(plane, of.reshape(-1), rcond=None) for of in (from_x, from_y)]
         for coefficients, of in zip((f[0] for f in fits), (from_x, from_y), strict=True):
             np.testing.assert_allclose(plane @ coefficients, of.reshape(-1), atol=0.2)

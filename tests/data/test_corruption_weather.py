@@ -25,11 +25,13 @@ def wobbles(cloud: np.ndarray, step: int) -> np.ndarray:
 
     corners = around((half, half), (half, -half), (-half, half), (-half, -half))
     sides = around((half, 0), (-half, 0), (0, half), (0, -half))
-    return np.concatenate([
-        (cloud - corners)[half::step, half::step].reshape(-1),
-        (cloud - sides)[::step, half::step].reshape(-1),
-        (cloud - sides)[half::step, ::step].reshape(-1),
-    ])
+    return np.concatenate(
+        [
+            (cloud - corners)[half::step, half::step].reshape(-1),
+            (cloud - sides)[::step, half::step].reshape(-1),
+            (cloud - sides)[half::step, ::step].reshape(-1),
+        ]
+    )
 
 
 def test_without_noise_points_of_plasma_are_the_mean_of_their_four_neighbours(plasma):
@@ -129,6 +131,4 @@ def test_frost_takes_every_fifth_pixel_of_anywhere_in_the_photograph(tmp_path):
 def test_photographs_that_do_not_serve_are_named(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(UsageError, match=message):
-        corruptions.corrupt(
-            np.zeros((1, 32, 32, 3), np.uint8), "frost", 1, frost_folder=tmp_path
-        )
+        corruptions.corrupt(np.zeros((1, 32, 32, 3), np.uint8), "frost", 1, frost_folder=tmp_path)

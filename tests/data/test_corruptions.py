@@ -15,15 +15,33 @@ COLOUR_ALONE = {"frost", "frost_procedural", "spatter", "saturate"}
 # The others' parameters do not grow in every step: elastic's affine map shrinks, saturate begins
 # below 1, spatter turns from water to mud, glass and frost trade one parameter for another.
 RISING = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "defocus_blur",
-    "motion_blur", "zoom_blur", "gaussian_blur", "snow", "fog", "brightness", "contrast",
-    "pixelate", "jpeg_compression", "jpeg_on_device",
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "speckle_noise",
+    "defocus_blur",
+    "motion_blur",
+    "zoom_blur",
+    "gaussian_blur",
+    "snow",
+    "fog",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg_compression",
+    "jpeg_on_device",
 )
 # Shares of values that may differ by one level: where the exact result is a whole level, cutting
 # off goes by the last bit. Measured for these names, with some room.
 GOLDEN_SHARES = {
-    "contrast": 0, "pixelate": 0, "jpeg_compression": 0, "jpeg_on_device": 0,
-    "gaussian_blur": 0.0002, "zoom_blur": 0.0002, "defocus_blur": 0.0135, "brightness": 0.034,
+    "contrast": 0,
+    "pixelate": 0,
+    "jpeg_compression": 0,
+    "jpeg_on_device": 0,
+    "gaussian_blur": 0.0002,
+    "zoom_blur": 0.0002,
+    "defocus_blur": 0.0135,
+    "brightness": 0.034,
     "saturate": 0.111,
 }
 
@@ -52,7 +70,8 @@ def test_names_are_fifteen_and_four_and_our_own():
     assert (len(corruptions.NAMES), len(corruptions.EXTRA_NAMES)) == (15, 4)
     assert len(set(ALL_NAMES)) == 21
     assert set(corruptions.EVALUATED_NAMES) ^ set(corruptions.NAMES) == {
-        "frost", "frost_procedural"
+        "frost",
+        "frost_procedural",
     }
 
 
@@ -182,7 +201,10 @@ def test_grey_digits_get_noise_and_contrast():
 )
 def test_wrong_input_is_named(change, message):
     arguments = {
-        "images": np.zeros((1, 32, 32, 3), np.uint8), "name": "fog", "severity": 3, **change
+        "images": np.zeros((1, 32, 32, 3), np.uint8),
+        "name": "fog",
+        "severity": 3,
+        **change,
     }
     images, name, severity = (arguments.pop(key) for key in ("images", "name", "severity"))
     with pytest.raises(UsageError, match=message):

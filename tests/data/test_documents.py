@@ -46,8 +46,10 @@ def test_batch_has_the_documented_arrays():
     batch = next(stream(texts([30, 20, 10])))
     kinds = {name: (array.dtype, array.shape) for name, array in batch.items()}
     assert kinds == {
-        "inputs": (np.int32, (2, 8)), "targets": (np.int32, (2, 8)),
-        "mask": (np.bool_, (2, 8)), "start": (np.bool_, (2, 8)),
+        "inputs": (np.int32, (2, 8)),
+        "targets": (np.int32, (2, 8)),
+        "mask": (np.bool_, (2, 8)),
+        "start": (np.bool_, (2, 8)),
     }
 
 

@@ -64,7 +64,10 @@ def test_grey_images_have_one_channel_unless_one_is_in_colour(tmp_path):
     write(tmp_path / "one" / "c.png", rgb(1, 2, 3))
     write(tmp_path / "one" / "d.png", grey(30))
     assert ImageFolder(tmp_path).images[:, 3, 4].tolist() == [
-        [10, 10, 10], [20, 20, 20], [1, 2, 3], [30, 30, 30],
+        [10, 10, 10],
+        [20, 20, 20],
+        [1, 2, 3],
+        [30, 30, 30],
     ]
     assert ImageFolder(tmp_path, channels=1).images.shape == (4, 4, 5, 1)
 

@@ -41,7 +41,8 @@ def as_levels(image):
 
 
 ENHANCERS = {
-    "color": (ops.color, ImageEnhance.Color), "contrast": (ops.contrast, ImageEnhance.Contrast),
+    "color": (ops.color, ImageEnhance.Color),
+    "contrast": (ops.contrast, ImageEnhance.Contrast),
     "brightness": (ops.brightness, ImageEnhance.Brightness),
     "sharpness": (ops.sharpness, ImageEnhance.Sharpness),
 }
@@ -109,8 +110,11 @@ def test_posterizing_is_that_of_pillow(bits):
 def moved_by_pillow(image, matrix, fill=128):
     size = image.shape[1], image.shape[0]
     moved = pillow(image).transform(
-        size, Image.Transform.AFFINE, tuple(np.asarray(matrix, float).ravel()),
-        Image.Resampling.NEAREST, fillcolor=(fill,) * 3,
+        size,
+        Image.Transform.AFFINE,
+        tuple(np.asarray(matrix, float).ravel()),
+        Image.Resampling.NEAREST,
+        fillcolor=(fill,) * 3,
     )
     return as_levels(moved)
 

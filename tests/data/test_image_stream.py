@@ -36,7 +36,8 @@ def test_rows_hold_what_their_index_says():
     images = numbered(100)
     for batch in take(ImageStream(images, 32), 8):
         assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
-            "inputs": (np.uint8, (32, 3, 2, 1)), "targets": (np.int32, (32,)),
+            "inputs": (np.uint8, (32, 3, 2, 1)),
+            "targets": (np.int32, (32,)),
             "index": (np.int32, (32,)),
         }
         assert (batch["inputs"] == batch["index"][:, None, None, None]).all()

@@ -54,7 +54,9 @@ def test_classes_are_counted_from_the_labels_where_nothing_is_said():
         (levels(2, 4, 4, 1), [0, 2], {"num_classes": 2}, "label 2 of example 1 .* 0 to 1"),
         (levels(2, 4, 4, 1), [0, 1], {"num_classes": 0}, "num_classes=0; expected at least 1"),
         (
-            levels(2, 4, 4, 1), [0, 1], {"num_classes": 3, "class_names": ["a", "b"]},
+            levels(2, 4, 4, 1),
+            [0, 1],
+            {"num_classes": 3, "class_names": ["a", "b"]},
             "num_classes=3, but 2 class_names",
         ),
     ],
@@ -89,7 +91,8 @@ def test_more_than_there_are_is_refused():
 
 def test_split_is_seeded_exact_and_even_over_classes():
     whole = ImageSet(
-        np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.repeat([0, 1, 2], [60, 30, 10]),
+        np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1),
+        np.repeat([0, 1, 2], [60, 30, 10]),
         num_classes=4,
     )
     train, held_out = whole.split(0.2, seed=1)
@@ -122,8 +125,12 @@ def test_fingerprint_changes_with_levels_labels_classes_and_order():
     changed = images.copy()
     changed[2, 3, 3, 0] ^= 1
     others = [
-        ImageSet(changed, labels), ImageSet(images, [0, 1, 0]), base.take([0, 2, 1]), base[:2],
-        ImageSet(images, labels, num_classes=3), ImageSet(images.reshape(3, 2, 8, 1), labels),
+        ImageSet(changed, labels),
+        ImageSet(images, [0, 1, 0]),
+        base.take([0, 2, 1]),
+        base[:2],
+        ImageSet(images, labels, num_classes=3),
+        ImageSet(images.reshape(3, 2, 8, 1), labels),
         ImageSet(images, labels, class_names=["a", "b"]),
     ]
     assert base.fingerprint == same
@@ -148,8 +155,9 @@ def test_digits_are_those_of_scikit_learn_each_in_one_split():
     labels = np.concatenate([part.labels for part in parts])
 
     def rows(images, labels):
-        return sorted((int(b), a.astype(int).ravel().tolist()) for a, b in zip(images, labels,
-                                                                             strict=True))
+        return sorted(
+            (int(b), a.astype(int).ravel().tolist()) for a, b in zip(images, labels, strict=True)
+        )
 
     assert rows(pixels, labels) == rows(expected, theirs.target)
     assert sorted(np.unique(pixels).tolist())[:3] == [0, 16, 32] and pixels.max() == 255
@@ -160,7 +168,8 @@ def test_digits_are_those_of_scikit_learn_each_in_one_split():
 def test_digits_do_not_change():
     # A golden value: results on this split are compared over years and machines.
     assert [digits(s).fingerprint for s in ("train", "test")] == [
-        "085e1d0dfa2b7842", "d1a8270b3bbca929",
+        "085e1d0dfa2b7842",
+        "d1a8270b3bbca929",
     ]
 
 

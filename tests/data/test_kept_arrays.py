@@ -72,8 +72,11 @@ def kept(folder):
 
 
 def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")
-            if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*.*")
+        if path.is_file()
+    }
 
 
 def truncate(entry):
@@ -137,10 +140,24 @@ def swap(entry):
     (entry / "z").rename(entry / "x-labels.npy")
 
 
-@pytest.mark.parametrize("damage", [
-    truncate, lengthen, empty, flip, other_shape, other_dtype, lose_an_array, lose_the_contents,
-    gain_an_array, shorten_the_contents, lose_all_but_the_folder, become_a_file, swap,
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        lengthen,
+        empty,
+        flip,
+        other_shape,
+        other_dtype,
+        lose_an_array,
+        lose_the_contents,
+        gain_an_array,
+        shorten_the_contents,
+        lose_all_but_the_folder,
+        become_a_file,
+        swap,
+    ],
+)
 def test_damage_is_found_told_in_one_line_and_repaired(tmp_path, caplog, damage):
     kept(tmp_path)
     whole = files_of(tmp_path)
@@ -183,8 +200,11 @@ def test_what_cannot_be_made_again_stays_as_it_is(tmp_path):
 
 def test_arrays_of_every_shape_and_layout_come_back(tmp_path):
     arrays = {
-        "none": np.zeros((0, 3)), "scalar": np.float32(3), "bools": np.array([True, False]),
-        "turned": np.asfortranarray(np.eye(2, 3)), "strided": np.arange(10)[::3],
+        "none": np.zeros((0, 3)),
+        "scalar": np.float32(3),
+        "bools": np.array([True, False]),
+        "turned": np.asfortranarray(np.eye(2, 3)),
+        "strided": np.arange(10)[::3],
     }
     for _ in range(2):
         found = kept_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
@@ -248,8 +268,11 @@ def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
         (entry / "contents.txt").write_text("")
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder), str(meeting), *names], cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", WRITER, str(folder), str(meeting), *names],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for names in (("1", "2"), ("2", "1"))
     ]

@@ -27,8 +27,18 @@ def in_pieces(ids, size):
 @pytest.mark.parametrize(
     "stop",
     [
-        (), ("\n\n",), ("\u00e9",), ("\U0001f642 a",), ("f\u00e9",), ("aab",), ("b\n",),
-        ("nowhere",), ("b\n", "ab\n\n"), ("\n\nc", "\n"), ("a",), (TEXT,),
+        (),
+        ("\n\n",),
+        ("\u00e9",),
+        ("\U0001f642 a",),
+        ("f\u00e9",),
+        ("aab",),
+        ("b\n",),
+        ("nowhere",),
+        ("b\n", "ab\n\n"),
+        ("\n\nc", "\n"),
+        ("a",),
+        (TEXT,),
     ],
 )
 def test_text_ends_before_the_first_stop_string_however_ids_are_cut(stop, size):

@@ -181,9 +181,7 @@ def test_an_error_says_on_which_batch_it_was_raised():
         next(ahead)
         with pytest.raises(KeyError) as caught:
             next(ahead)
-    assert caught.value.__notes__ == [
-        "raised on the data thread 'prefetch' while making batch 2"
-    ]
+    assert caught.value.__notes__ == ["raised on the data thread 'prefetch' while making batch 2"]
 
 
 def test_ctrl_c_does_not_wait_for_a_read_that_hangs():

@@ -56,8 +56,11 @@ def test_arrays_have_the_keys_of_a_text_batch():
     kinds = {name: (array.dtype, array.shape) for name, array in batch.items()}
     shape = (4, 96)
     assert kinds == {
-        "inputs": (np.int32, shape), "targets": (np.int32, shape), "mask": (np.bool_, shape),
-        "start": (np.bool_, shape), "position": (np.int32, shape),
+        "inputs": (np.int32, shape),
+        "targets": (np.int32, shape),
+        "mask": (np.bool_, shape),
+        "start": (np.bool_, shape),
+        "position": (np.int32, shape),
     }
     assert task.vocab_size == 41 and batch["inputs"].max() == 40
     assert batch["start"][:, 0].all() and batch["start"].sum() == 4

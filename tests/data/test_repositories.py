@@ -17,28 +17,29 @@ def grow(root: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    return grow(tmp_path, {
-        "beta/main.c": b"int main;",
-        "alpha/z.py": b"z = 1\n",
-        "alpha/lib/b.py": b"b = 2",
-        "alpha/lib/a.c": b"a\n",
-        "alpha/README": b"read me\n",
-        "alpha/image.py": b"\x89PNG\0\0",
-        "alpha/empty.py": b"",
-        "alpha/.git/hook.py": b"hidden folder",
-        "alpha/.hidden.py": b"hidden file",
-        ".cache/x.py": b"hidden repository",
-        "loose.py": b"of no repository",
-    })
+    return grow(
+        tmp_path,
+        {
+            "beta/main.c": b"int main;",
+            "alpha/z.py": b"z = 1\n",
+            "alpha/lib/b.py": b"b = 2",
+            "alpha/lib/a.c": b"a\n",
+            "alpha/README": b"read me\n",
+            "alpha/image.py": b"\x89PNG\0\0",
+            "alpha/empty.py": b"",
+            "alpha/.git/hook.py": b"hidden folder",
+            "alpha/.hidden.py": b"hidden file",
+            ".cache/x.py": b"hidden repository",
+            "loose.py": b"of no repository",
+        },
+    )
 
 
 def test_each_sub_folder_is_one_document_of_its_files_in_sorted_order(folder):
     source = Repositories(folder)
     assert isinstance(source, Source) and len(source) == 2
     assert source.names == ("alpha", "beta")
-    assert source[0] == (
-        b"# README\nread me\n# lib/a.c\na\n# lib/b.py\nb = 2\n# z.py\nz = 1\n"
-    )
+    assert source[0] == (b"# README\nread me\n# lib/a.c\na\n# lib/b.py\nb = 2\n# z.py\nz = 1\n")
     assert source[1] == b"# main.c\nint main;\n"
 
 

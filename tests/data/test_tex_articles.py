@@ -56,8 +56,12 @@ def test_names_are_looked_up_from_the_main_file_then_the_folder_then_the_asker(t
     document = article(
         tmp_path,
         src__main=MAIN + rb"\input{x} \input{top} \input{part/y}",
-        src__x=b"main's", x=b"folder's", top=b"top",
-        src__part__y=rb"\input{x} \input{z}", src__part__x=b"nobody's", src__part__z=b"asker's",
+        src__x=b"main's",
+        x=b"folder's",
+        top=b"top",
+        src__part__y=rb"\input{x} \input{z}",
+        src__part__x=b"nobody's",
+        src__part__z=b"asker's",
     )
     assert document == MAIN + b"main's top main's asker's"
 
@@ -70,7 +74,8 @@ def test_a_subfile_brings_its_body_and_is_not_the_main_file(tmp_path):
             b"% \\begin{document}\n\\documentclass[../main.tex]{subfiles}\n\\usepackage{x}\n"
             b"\\begin{document}1 \\input{deep/two} 3\\end{document}" + b"after" * 50
         ),
-        parts__deep__two=b"2", deep__two=b"another",
+        parts__deep__two=b"2",
+        deep__two=b"another",
         parts__bare=rb"no document of its own",
         a_longer=rb"\documentclass[main]{subfiles} \subfile{parts/bare} " + b"long" * 500,
     )
@@ -89,14 +94,14 @@ def test_an_import_names_the_folder_of_all_that_it_brings(tmp_path):
         tmp_path,
         src__main=MAIN + rb"\import{part/}{one} \input{two}; \import*{ ../other }{one}",
         src__part__one=rb"1 \input{two} \subimport{sub/}{three} \import{part}{sub/three}",
-        src__part__two=b"2", src__two=b"top",
+        src__part__two=b"2",
+        src__two=b"top",
         src__part__sub__three=rb"3 \input{four} \subinputfrom{..}{two}",
-        src__part__sub__four=b"4", src__part__four=b"near",
+        src__part__sub__four=b"4",
+        src__part__four=b"near",
         other__one=rb"other \input{two} \includefrom{gone}{two}",
     )
-    assert document == MAIN + (
-        rb"1 2 3 4 2 3 near top top; other top \includefrom{gone}{two}"
-    )
+    assert document == MAIN + (rb"1 2 3 4 2 3 near top top; other top \includefrom{gone}{two}")
 
 
 @pytest.mark.parametrize(
@@ -134,9 +139,17 @@ def test_a_class_that_iffalse_hides_makes_no_main_file(tmp_path):
     [
         rb"\import{}{gone} \import{/etc}{hostname} \import{..}{outside} \import{.}",
         rb"\subfile{gone} \subfiles{part} \subfile part \imports{.}{part} \import{.}{}",
-        rb"\input{gone} \include{gone}", rb"\input{../outside}", rb"\input{/etc/hostname}",
-        rb"\input{}", rb"\input{picture.pdf}", rb"\includegraphics{part}", rb"\inputs{part}",
-        b"% \\input{part}\n", rb"100\% \\% \input{part}", rb"\\input{part}", rb"\input",
+        rb"\input{gone} \include{gone}",
+        rb"\input{../outside}",
+        rb"\input{/etc/hostname}",
+        rb"\input{}",
+        rb"\input{picture.pdf}",
+        rb"\includegraphics{part}",
+        rb"\inputs{part}",
+        b"% \\input{part}\n",
+        rb"100\% \\% \input{part}",
+        rb"\\input{part}",
+        rb"\input",
         rb"\input{",
     ],
 )

@@ -198,8 +198,11 @@ def test_one_program_serves_all_attacks_in_a_norm():
     attack_accuracy(view, pgd(view, 0.1), IMAGES, LABELS, key=KEY, batch_size=12)
     traces = len(Net.traces)
     for attack in (
-        fgsm(view, 0.2), pgd(view, 0.3, steps=7, restarts=2), pgd(view, 0.1, targeted=True),
-        pgd(view, 0.1, random_start=False), random_search(view, 0.1),
+        fgsm(view, 0.2),
+        pgd(view, 0.3, steps=7, restarts=2),
+        pgd(view, 0.1, targeted=True),
+        pgd(view, 0.1, random_start=False),
+        random_search(view, 0.1),
     ):
         attack(KEY, BATCH)
     doubled = {path: 2 * p for path, p in view.params.items()}
@@ -251,16 +254,24 @@ def test_shards_are_attacked_as_one_device(net):
         (lambda v: pgd(v, 0.1, step_size=-1), "step_size=-1; expected a length above 0"),
         (lambda v: pgd(v, 0.1, restarts=0), "restarts=0; expected 1 or more"),
         (lambda v: pgd(v, 0.1, random_start=False, restarts=2), "restarts=2 without random_start"),
-        (lambda v: pgd(v, 128, "l2")(KEY, BATCH),
-         "eps=128 in l2 is beyond any change of a 2x3x2 image .* at most 3.464: 128 looks like"),
+        (
+            lambda v: pgd(v, 128, "l2")(KEY, BATCH),
+            "eps=128 in l2 is beyond any change of a 2x3x2 image .* at most 3.464: 128 looks like",
+        ),
         (lambda v: fgsm(v, 0.1)(KEY, {**BATCH, "targets": LABELS + 1}), "label 2 of example 1"),
         (lambda v: fgsm(v, 0.1)(KEY, {**BATCH, "inputs": 255 * IMAGES}), "float images from"),
-        (lambda v: attack_accuracy(v, fgsm(v, 0.1, targeted=True), IMAGES, LABELS, key=KEY),
-         "a targeted attack needs targets"),
-        (lambda v: attack_accuracy(v, fgsm(v, 0.1), IMAGES, LABELS, key=KEY, targets=LABELS),
-         "targets are for a targeted attack"),
-        (lambda v: attack_accuracy(v, fgsm(v, 0.1), IMAGES, LABELS + 1, key=KEY),
-         "label 2 of example 1 is out of range; expected 0 to 1"),
+        (
+            lambda v: attack_accuracy(v, fgsm(v, 0.1, targeted=True), IMAGES, LABELS, key=KEY),
+            "a targeted attack needs targets",
+        ),
+        (
+            lambda v: attack_accuracy(v, fgsm(v, 0.1), IMAGES, LABELS, key=KEY, targets=LABELS),
+            "targets are for a targeted attack",
+        ),
+        (
+            lambda v: attack_accuracy(v, fgsm(v, 0.1), IMAGES, LABELS + 1, key=KEY),
+            "label 2 of example 1 is out of range; expected 0 to 1",
+        ),
     ],
 )
 def test_what_is_no_attack_is_refused_in_one_line(line, make, message):

@@ -46,7 +46,13 @@ def test_a_card_holds_what_each_test_gives_alone(view, labels):
     images = ImageSet(IMAGES, labels, num_classes=3, name="squares")
     darker = ImageSet(dark // 2, labels, num_classes=3, name="squares/dark/3")
     card = robustness_card(
-        view, images, key=KEY, eps=[0.1], steps=5, batch_size=30, draws=3,
+        view,
+        images,
+        key=KEY,
+        eps=[0.1],
+        steps=5,
+        batch_size=30,
+        draws=3,
         corrupted=[("dark", 2, dark), ("dark", 3, darker)],
         weight_noise={"relative": [0.5, 1.0]},
     )
@@ -59,16 +65,26 @@ def test_a_card_holds_what_each_test_gives_alone(view, labels):
         attack_accuracy(view, pgd(view, 0.1, steps=5), IMAGES, labels, key=key, batch_size=30),
     ]
     noise = weight_noise_curve(
-        view, IMAGES, labels, kind="relative", sizes=[0.5, 1.0], draws=3, batch_size=30,
+        view,
+        IMAGES,
+        labels,
+        kind="relative",
+        sizes=[0.5, 1.0],
+        draws=3,
+        batch_size=30,
         key=named(KEY, "weights"),
     )
     expected = [*map(accuracy_interval, accuracies), *noise.intervals]
     assert [row.accuracy for row in card.rows] == expected
     assert len({interval.value for interval in expected}) > 3
     assert [(row.test, row.name, row.size) for row in card.rows] == [
-        ("clean", "", None), ("corruption", "dark", 2), ("corruption", "dark", 3),
-        ("attack", "fgsm", 0.1), ("attack", "pgd-5", 0.1),
-        ("weight noise", "relative", 0.5), ("weight noise", "relative", 1.0),
+        ("clean", "", None),
+        ("corruption", "dark", 2),
+        ("corruption", "dark", 3),
+        ("attack", "fgsm", 0.1),
+        ("attack", "pgd-5", 0.1),
+        ("weight noise", "relative", 0.5),
+        ("weight noise", "relative", 1.0),
     ]
     assert {row.over for row in card.rows[:5]} == {"images"}
     assert {row.over for row in card.rows[5:]} == {"draws"}

@@ -45,8 +45,11 @@ def test_plain_mean_leaves_other_corruptions_out():
 
 
 def test_errors_are_gathered_by_corruption_and_severity():
-    sets = [(n, s, np.full(1, 10 * i + s)) for i, n in enumerate(["fog", "snow"])
-            for s in (1, 2, 3, 4, 5)]
+    sets = [
+        (n, s, np.full(1, 10 * i + s))
+        for i, n in enumerate(["fog", "snow"])
+        for s in (1, 2, 3, 4, 5)
+    ]
     errors = evals.errors_by_corruption(lambda images: images[0] / 100, sets)
     assert errors == {"fog": [0.01, 0.02, 0.03, 0.04, 0.05], "snow": [0.11, 0.12, 0.13, 0.14, 0.15]}
     with pytest.raises(UsageError, match="severity 3 of fog came as number 2"):

@@ -66,7 +66,11 @@ def view() -> View:
 
 def walk(limit: int | None = None, rows: int = 2) -> data.Walk:
     return data.walk(
-        data.Documents(TEXTS), data.Bytes(), batch_size=rows, segment_length=12, align=4,
+        data.Documents(TEXTS),
+        data.Bytes(),
+        batch_size=rows,
+        segment_length=12,
+        align=4,
         max_document_tokens=limit,
     )
 
@@ -75,7 +79,11 @@ def walk(limit: int | None = None, rows: int = 2) -> data.Walk:
 def test_every_token_of_every_document_counts_once(view: View, limit: int | None):
     edges = (0, 4, 8, 16)
     found = evaluate_documents(
-        view, view.params, walk(limit), init_carry=init_carry, edges=edges,
+        view,
+        view.params,
+        walk(limit),
+        init_carry=init_carry,
+        edges=edges,
         mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     wanted = {i: reference(text, limit) for i, text in enumerate(TEXTS) if text}
@@ -100,7 +108,11 @@ def test_every_token_of_every_document_counts_once(view: View, limit: int | None
 def test_marked_tokens_are_counted_on_their_own(view: View):
     marks = {0: np.arange(33) % 5 == 0, 3: np.ones(1, bool)}  # document 0 in part, 3 but its end
     found = evaluate_documents(
-        view, view.params, walk(), init_carry=init_carry, marks=marks,
+        view,
+        view.params,
+        walk(),
+        init_carry=init_carry,
+        marks=marks,
         mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     wanted = [nats for i, nats in enumerate(reference(TEXTS[0])[:33]) if i % 5 == 0]
@@ -112,11 +124,17 @@ def test_marked_tokens_are_counted_on_their_own(view: View):
 
 def test_rows_sharded_over_devices_give_the_same_scores(view: View):
     one = evaluate_documents(
-        view, view.params, walk(), init_carry=init_carry,
+        view,
+        view.params,
+        walk(),
+        init_carry=init_carry,
         mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     two = evaluate_documents(
-        view, view.params, walk(), init_carry=init_carry,
+        view,
+        view.params,
+        walk(),
+        init_carry=init_carry,
         mesh=make_mesh(MeshConfig(data=2), jax.devices()[:2]),
     )
     assert np.allclose(one.document_nats, two.document_nats)
@@ -125,7 +143,11 @@ def test_rows_sharded_over_devices_give_the_same_scores(view: View):
 def test_a_change_of_the_carry_comes_before_every_segment(view: View):
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     forgetful = evaluate_documents(
-        view, view.params, walk(rows=1), init_carry=init_carry, mesh=mesh,
+        view,
+        view.params,
+        walk(rows=1),
+        init_carry=init_carry,
+        mesh=mesh,
         before_segment=lambda params, carry: jnp.ones_like(carry) * params["start"],
     )
     whole = evaluate_documents(view, view.params, walk(rows=1), init_carry=init_carry, mesh=mesh)
@@ -152,7 +174,11 @@ def test_one_view_compiles_once(view: View):
 
 def test_a_position_without_tokens_has_no_loss(view: View):
     found = evaluate_documents(
-        view, view.params, walk(), init_carry=init_carry, edges=(0, 500),
+        view,
+        view.params,
+        walk(),
+        init_carry=init_carry,
+        edges=(0, 500),
         mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     assert found.bin_counts[1] == 0 and math.isnan(found.loss_by_position[1])
@@ -176,9 +202,13 @@ def test_bins_double_up_to_the_longest_document(window, longest, edges):
 def scores(nats: list[float], documents: list[int] | None = None) -> evals.DocumentScores:
     numbers = list(range(len(nats))) if documents is None else documents
     return evals.DocumentScores(
-        edges=(0,), bin_nats=np.array([sum(nats)]), bin_counts=np.array([10 * len(nats)]),
-        documents=np.array(numbers), document_nats=np.array(nats),
-        document_counts=np.full(len(nats), 10), num_bytes=10 * len(nats),
+        edges=(0,),
+        bin_nats=np.array([sum(nats)]),
+        bin_counts=np.array([10 * len(nats)]),
+        documents=np.array(numbers),
+        document_nats=np.array(nats),
+        document_counts=np.full(len(nats), 10),
+        num_bytes=10 * len(nats),
         num_words=2 * len(nats),
     )
 

@@ -14,9 +14,7 @@ GAP = b"nothing happened for a while and then the dog barked at it. "
 
 def marked(text: bytes, reach: int, limit: int | None = None) -> list[bytes]:
     """The runs of marked bytes."""
-    (marks,) = far_names(
-        Documents([text]), Bytes(), reach, max_document_tokens=limit
-    ).values()
+    (marks,) = far_names(Documents([text]), Bytes(), reach, max_document_tokens=limit).values()
     assert len(marks) == len(text[:limit])
     edges = np.flatnonzero(np.diff(np.concatenate([[0], marks, [0]])))
     return [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -99,7 +97,9 @@ def test_random_text_is_marked_as_by_the_definition(tokenizer, seed):
     text = b"".join(
         known[i] + b" .\n-'\xa9"[k : k + 1] * n
         for i, k, n in zip(
-            rng.integers(0, len(known), 90), rng.integers(0, 6, 90), rng.integers(0, 4, 90),
+            rng.integers(0, len(known), 90),
+            rng.integers(0, 6, 90),
+            rng.integers(0, 4, 90),
             strict=True,
         )
     )

@@ -36,8 +36,9 @@ def new_view(seed: int = 0) -> View:
     """A view in training mode, with running statistics of its own."""
     rng = np.random.default_rng(seed)
     view = View.of(Net())
-    state = {path: rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-             for path, x in view.state.items()}
+    state = {
+        path: rng.uniform(0.5, 1.5, x.shape).astype(np.float32) for path, x in view.state.items()
+    }
     assert sorted(state) == ["norm/mean", "norm/var"]
     return dataclasses.replace(view, state=state)
 

@@ -57,9 +57,11 @@ def wide_params() -> dict:
     kernel = rng.normal(size=(100, 200)) * rng.uniform(0.1, 3, 200)
     kernel[rng.random(kernel.shape) < 0.5] = 0
     return {
-        "bias": jnp.ones(200), "kernel": jnp.asarray(kernel, jnp.float32),
+        "bias": jnp.ones(200),
+        "kernel": jnp.asarray(kernel, jnp.float32),
         "conv/kernel": jnp.asarray(rng.normal(size=(3, 3, 40, 50)), jnp.float32),
-        "embed/embedding": jnp.ones((4, 4)), "scale/kernel": jnp.ones(7),
+        "embed/embedding": jnp.ones((4, 4)),
+        "scale/kernel": jnp.ones(7),
     }
 
 
@@ -160,9 +162,9 @@ def test_worst_weights_are_of_all_images_whatever_the_batches(view, labels):
         for size in (4, 10)
     ]
     mesh = make_mesh(MeshConfig(data=8))
-    found.append(worst_case_weights(
-        view, IMAGES, labels, rho=0.1, key=KEY, batch_size=8, steps=3, mesh=mesh
-    ))
+    found.append(
+        worst_case_weights(view, IMAGES, labels, rho=0.1, key=KEY, batch_size=8, steps=3, mesh=mesh)
+    )
     for other in found[1:]:
         for path in other:
             np.testing.assert_allclose(other[path], found[0][path], atol=2e-5)
@@ -186,11 +188,25 @@ def test_a_curve_starts_at_the_clean_accuracy_and_falls(view, labels, kind):
 def test_a_curve_is_of_perturbed_weights(view, labels):
     sparse = {"up/kernel": np.zeros((6, 20), bool)}
     curve = weight_noise_curve(
-        view, IMAGES, labels, kind="gaussian", sizes=[0.5], draws=4, key=KEY, batch_size=4,
+        view,
+        IMAGES,
+        labels,
+        kind="gaussian",
+        sizes=[0.5],
+        draws=4,
+        key=KEY,
+        batch_size=4,
         masks=sparse,
     )
     again = weight_noise_curve(
-        view, IMAGES, labels, kind="gaussian", sizes=[0.5], draws=2, key=KEY, batch_size=4,
+        view,
+        IMAGES,
+        labels,
+        kind="gaussian",
+        sizes=[0.5],
+        draws=2,
+        key=KEY,
+        batch_size=4,
         masks=sparse,
     )
     np.testing.assert_array_equal(curve.accuracies[:, :2], again.accuracies)
@@ -215,20 +231,34 @@ def test_no_draw_or_size_is_traced_anew(view, labels):
     [
         (lambda p, v: perturb_weights(p, "gausian", 0.1, KEY), "did you mean 'gaussian'"),
         (lambda p, v: perturb_weights(p, "gaussian", -0.1, KEY), "size=-0.1; expected a standard"),
-        (lambda p, v: perturb_weights(p, "rms", 1, KEY, masks={"up/kernl": np.ones((6, 20))}),
-         "a mask for 'up/kernl' fits no kernel; did you mean 'up/kernel'"),
-        (lambda p, v: perturb_weights(p, "rms", 1, KEY, masks={"up/kernel": np.ones((20, 6))}),
-         r"the mask of 'up/kernel' has shape \(20, 6\), its kernel \(6, 20\)"),
+        (
+            lambda p, v: perturb_weights(p, "rms", 1, KEY, masks={"up/kernl": np.ones((6, 20))}),
+            "a mask for 'up/kernl' fits no kernel; did you mean 'up/kernel'",
+        ),
+        (
+            lambda p, v: perturb_weights(p, "rms", 1, KEY, masks={"up/kernel": np.ones((20, 6))}),
+            r"the mask of 'up/kernel' has shape \(20, 6\), its kernel \(6, 20\)",
+        ),
         (lambda p, v: perturb_weights({"bias": p["up/bias"]}, "rms", 1, KEY), "ends with 'kernel'"),
-        (lambda p, v: worst_case_weights(v, IMAGES, LABELS, rho=5, key=KEY),
-         "rho=5; expected a share of the norm"),
+        (
+            lambda p, v: worst_case_weights(v, IMAGES, LABELS, rho=5, key=KEY),
+            "rho=5; expected a share of the norm",
+        ),
         (lambda p, v: worst_case_weights(v, IMAGES, LABELS, rho=0.1, key=KEY, steps=0), "steps=0"),
-        (lambda p, v: worst_case_weights(v, IMAGES, LABELS, rho=0.1, key=KEY, step_size=0.0),
-         "step_size=0; expected a share of the radius"),
-        (lambda p, v: weight_noise_curve(v, IMAGES, LABELS, kind="rms", sizes=[], key=KEY),
-         "draws=5, 0 sizes; expected 1 or more"),
-        (lambda p, v: weight_noise_curve(
-            v, IMAGES, LABELS, kind="rms", sizes=[1], draws=0, key=KEY), "draws=0, 1 sizes"),
+        (
+            lambda p, v: worst_case_weights(v, IMAGES, LABELS, rho=0.1, key=KEY, step_size=0.0),
+            "step_size=0; expected a share of the radius",
+        ),
+        (
+            lambda p, v: weight_noise_curve(v, IMAGES, LABELS, kind="rms", sizes=[], key=KEY),
+            "draws=5, 0 sizes; expected 1 or more",
+        ),
+        (
+            lambda p, v: weight_noise_curve(
+                v, IMAGES, LABELS, kind="rms", sizes=[1], draws=0, key=KEY
+            ),
+            "draws=0, 1 sizes",
+        ),
     ],
 )
 def test_what_cannot_be_perturbed_is_refused_in_one_line(view, call, message):
@@ -249,7 +279,14 @@ def test_a_masked_view_is_perturbed_where_it_keeps_weights_whatever_weights_are_
     assert np.linalg.norm(found - start) <= 0.1 * np.linalg.norm(start) * (1 + 1e-5)
     curves = [
         weight_noise_curve(
-            masked, IMAGES, LABELS, kind="rms", sizes=[0.5, 2.0], key=KEY, draws=3, batch_size=10,
+            masked,
+            IMAGES,
+            LABELS,
+            kind="rms",
+            sizes=[0.5, 2.0],
+            key=KEY,
+            draws=3,
+            batch_size=10,
             params=params,
         ).accuracies
         for params in (dense.params, None)

@@ -38,7 +38,11 @@ def environment() -> dict[str, str]:
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
         check=False,
     )
 
@@ -71,10 +75,19 @@ def test_a_run_ends_well_and_leaves_the_files_of_the_contract(done):
     assert process.returncode == 0, process.stderr
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file()}
     assert {"config.json", "metrics.jsonl", "results.json", "report.html", "sample.txt"} <= files
-    assert {f"figures/{name}.png" for name in (
-        "training", "by_position", "gain", "bits_per_byte", "recall", "state_0_gate",
-        "state_0_entropy", "state_0_size",
-    )} <= files
+    assert {
+        f"figures/{name}.png"
+        for name in (
+            "training",
+            "by_position",
+            "gain",
+            "bits_per_byte",
+            "recall",
+            "state_0_gate",
+            "state_0_entropy",
+            "state_0_size",
+        )
+    } <= files
     for folder in ("", "slide", "recall", "recall_slide"):
         assert (workdir / folder / "checkpoints" / "4").is_dir()
         rows = read_metrics(workdir / folder / "metrics.jsonl")
@@ -104,13 +117,20 @@ def test_results_have_the_schema_and_each_number_its_command(done, monkeypatch):
 def test_the_command_that_repeats_a_run_sets_what_differs_from_its_variant(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     fields = {
-        "data.source": "text:/my texts", "data.eval_tokens": "none", "model.num_states": "9",
-        "model.recurrent_layers": "(-1,0)", "train.optimizer.learning_rate": "3e-4",
-        "sample.prompt": "a = 'b'", "include_recall": "false",
+        "data.source": "text:/my texts",
+        "data.eval_tokens": "none",
+        "model.num_states": "9",
+        "model.recurrent_layers": "(-1,0)",
+        "train.optimizer.learning_rate": "3e-4",
+        "sample.prompt": "a = 'b'",
+        "include_recall": "false",
     }
     _, config = resolve_config("configs/block_recurrent.py:smoke", fields, "")
     record = Record.create(
-        tmp_path / "w", experiment="block_recurrent", variant="smoke", paper="",
+        tmp_path / "w",
+        experiment="block_recurrent",
+        variant="smoke",
+        paper="",
         config=to_dict(config),
     )
     command = train.repeat_command(record, study.VARIANTS, study.DEFAULT)
@@ -257,7 +277,10 @@ def test_a_folder_of_text_that_is_not_utf8_trains(tmp_path):
     for i in range(2):
         (folder / f"latin{i}.txt").write_bytes("schön".encode("latin-1") + rng.bytes(300))
     process = experiment(
-        SMOKE, TEXT_ONLY, f"--config.data.source=text:{folder}", "--config.data.held_out_rate=0.3",
+        SMOKE,
+        TEXT_ONLY,
+        f"--config.data.source=text:{folder}",
+        "--config.data.held_out_rate=0.3",
         f"--workdir={tmp_path / 'w'}",
     )
     assert process.returncode == 0, process.stderr
@@ -290,7 +313,10 @@ runpy.run_module("experiments.block_recurrent", run_name="__main__")
 
 def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(tmp_path):
     forty = (
-        SMOKE, TEXT_ONLY, "--config.train.steps=40", "--config.train.log_every=7",
+        SMOKE,
+        TEXT_ONLY,
+        "--config.train.steps=40",
+        "--config.train.log_every=7",
         "--config.train.save_every=20",
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -26,8 +26,12 @@ def experiment(*arguments: str) -> subprocess.CompletedProcess[str]:
     # One device, as a laptop has, and programs that compile fast and run slowly.
     flags = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "experiments.sparsity_robustness", *arguments], cwd=ROOT,
-        env={**os.environ, **flags}, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "experiments.sparsity_robustness", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -104,10 +108,17 @@ def test_wide_and_deep_nets_have_the_weights_of_the_dense_one(digits):
 
 
 def test_the_variant_of_the_known_widths_has_them():
-    images = data.ImageSet(np.zeros((4, 28, 28, 1), np.uint8), np.arange(4), name="blank",
-                           class_names=[str(i) for i in range(10)])
-    widths = [net.model.width for net in study.nets(mnist(), images).values()
-              if net.family == study.wider("erk")]
+    images = data.ImageSet(
+        np.zeros((4, 28, 28, 1), np.uint8),
+        np.arange(4),
+        name="blank",
+        class_names=[str(i) for i in range(10)],
+    )
+    widths = [
+        net.model.width
+        for net in study.nets(mnist(), images).values()
+        if net.family == study.wider("erk")
+    ]
     assert study.nets(mnist(), images)["dense"].size == 26_432
     np.testing.assert_allclose(widths, [64, 128, 256, 512, 1024], rtol=0.1)
 
@@ -131,8 +142,11 @@ def test_claims_hold_where_the_numbers_say_so_and_not_elsewhere(digits):
     found = study.nets(config, digits)
     gain = {"corruption": 0.1, "pgd": 0.1, "relative": 0.1}
     loss = {test: -0.2 for test in study.TESTS}
-    shifts = dict.fromkeys(found, {}) | {"wide_erk_0.05": gain, "falling_0.005": loss,
-                                         "falling_0.03": loss}
+    shifts = dict.fromkeys(found, {}) | {
+        "wide_erk_0.05": gain,
+        "falling_0.005": loss,
+        "falling_0.03": loss,
+    }
     claims = study.claims_of(config, found, accuracy(**shifts))
     assert len(claims) == 3 * 4 + 1 + 3  # width, depth, depth with skips; lost capacity
     assert [c.holds for c in claims[:4]] == [True] * 4

@@ -18,19 +18,32 @@ from jaxlab.models import TransformerLM, TransformerLMConfig
 WINDOW, VOCAB, WIDTH = 4, 20, 16
 ROWS, T = 4, 28  # seven blocks; the tests keep to one shape, so that a model compiles once
 SIZES = {
-    "vocab_size": VOCAB, "width": WIDTH, "depth": 2, "num_heads": 2, "mlp_dim": 16,
-    "window": WINDOW, "num_states": 3, "head_scale": 3.0, "dtype": "float32",
+    "vocab_size": VOCAB,
+    "width": WIDTH,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_dim": 16,
+    "window": WINDOW,
+    "num_states": 3,
+    "head_scale": 3.0,
+    "dtype": "float32",
 }
 KINDS = {
     "plain": {"window": None},
     "sliding": {},
     "recurrent": {"recurrent_layers": (0,)},
     "rotary": {
-        "recurrent_layers": (-1,), "position": "rotary", "num_kv_heads": 1, "include_self": True
+        "recurrent_layers": (-1,),
+        "position": "rotary",
+        "num_kv_heads": 1,
+        "include_self": True,
     },
     "scanned": {"recurrent_layers": (0,), "depth": 3, "scan_layers": True, "remat": True},
     "feedback": {
-        "depth": 3, "recurrent_layers": (1,), "state_readers": (0, 2), "gate": "lstm",
+        "depth": 3,
+        "recurrent_layers": (1,),
+        "state_readers": (0, 2),
+        "gate": "lstm",
         "update": "dual",
     },
     "learned": {"window": None, "position": "learned", "max_length": 28, "normalise": False},
@@ -81,6 +94,11 @@ def influence(model, x_btd, carry, start_bt):
 @pytest.fixture(scope="session")
 def tiny() -> types.SimpleNamespace:
     return types.SimpleNamespace(
-        model=model, tokens=TOKENS, run=run, influence=influence, window=WINDOW, vocab=VOCAB,
+        model=model,
+        tokens=TOKENS,
+        run=run,
+        influence=influence,
+        window=WINDOW,
+        vocab=VOCAB,
         width=WIDTH,
     )

@@ -13,7 +13,9 @@ from jaxlab.objectives import next_token
 
 def loss(view, params, tokens):
     batch = {
-        "inputs": tokens, "targets": jnp.roll(tokens, -1, 1), "mask": tokens >= 0,
+        "inputs": tokens,
+        "targets": jnp.roll(tokens, -1, 1),
+        "mask": tokens >= 0,
         "start": jnp.zeros(tokens.shape, bool),
     }
     return next_token(view.bind(params), batch).value

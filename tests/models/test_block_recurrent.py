@@ -8,9 +8,15 @@ from jaxlab.models import ROWS, SIZES, TransformerLM, block_recurrent_config
 
 # Millions of parameters without the embedding, as the authors' code counts them.
 MILLIONS = {
-    "slide_12l": 151.02, "slide_13l": 163.61, "rec_fixed_skip": 160.46, "rec_fixed_dual": 168.85,
-    "rec_fixed_single": 170.95, "rec_lstm_skip": 164.66, "rec_lstm_single": 179.34,
-    "rec_lstm_dual": 181.44, "feedback_fixed_skip": 183.53,
+    "slide_12l": 151.02,
+    "slide_13l": 163.61,
+    "rec_fixed_skip": 160.46,
+    "rec_fixed_dual": 168.85,
+    "rec_fixed_single": 170.95,
+    "rec_lstm_skip": 164.66,
+    "rec_lstm_single": 179.34,
+    "rec_lstm_dual": 181.44,
+    "feedback_fixed_skip": 183.53,
 }
 
 

@@ -18,11 +18,25 @@ from jaxlab.models import CLASSIFIERS, classifier_config
 
 # Sizes as other libraries count them (torchvision, timm) or as the papers' tables give them.
 NUM_PARAMS = {
-    "resnet20": 272_474, "resnet32": 466_906, "resnet56": 855_770, "resnet18": 11_173_962,
-    "resnet18_large": 11_689_512, "resnet50_large": 25_557_032, "wrn28_10": 36_479_194,
-    "vgg16": 14_728_266, "small_cnn": 188_810, "mlp": 669_706, "vit_ti16": 5_717_416,
-    "vit_s16": 22_050_664, "vit_b16": 86_567_656, "vit_ti4": 5_362_762, "vit_s4": 21_342_346,
-    "vit_b4": 85_152_010, "mixer_s16": 18_528_264, "mixer_b16": 59_880_472, "mixer_s4": 17_110_026,
+    "resnet20": 272_474,
+    "resnet32": 466_906,
+    "resnet56": 855_770,
+    "resnet18": 11_173_962,
+    "resnet18_large": 11_689_512,
+    "resnet50_large": 25_557_032,
+    "wrn28_10": 36_479_194,
+    "vgg16": 14_728_266,
+    "small_cnn": 188_810,
+    "mlp": 669_706,
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_b16": 86_567_656,
+    "vit_ti4": 5_362_762,
+    "vit_s4": 21_342_346,
+    "vit_b4": 85_152_010,
+    "mixer_s16": 18_528_264,
+    "mixer_b16": 59_880_472,
+    "mixer_s4": 17_110_026,
 }
 KINDS = sorted(
     name for name in models.names() if issubclass(models.registered(name).model, models.Classifier)
@@ -96,12 +110,11 @@ def test_steps_on_levels_compile_once_and_lower_the_loss(name):
     rng = np.random.default_rng(0)
     shape = (8, *entry.config.image_shape)
     batch = {
-        "inputs": rng.integers(0, 256, shape, np.uint8), "targets": np.arange(8, dtype=np.int32)
+        "inputs": rng.integers(0, 256, shape, np.uint8),
+        "targets": np.arange(8, dtype=np.int32),
     }
     names = ("loss", "grad_norm", "accuracy")
-    view, state, _ = train.init_state(
-        entry.build, optimizer, key=0, mesh=mesh, metric_names=names
-    )
+    view, state, _ = train.init_state(entry.build, optimizer, key=0, mesh=mesh, metric_names=names)
     step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
     totals = [0.0]
     for _ in range(4):
@@ -169,12 +182,19 @@ def convolved(x_bhwc, kernel_hwio, stride):
     size = kernel_hwio.shape[0]
     x = np.pad(x_bhwc, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
     rows = range(0, x_bhwc.shape[1], stride)
-    return np.stack([
-        np.stack([
-            np.einsum("bhwi,hwio->bo", x[:, i : i + size, j : j + size], kernel_hwio) for j in rows
-        ], axis=1)
-        for i in rows
-    ], axis=1)
+    return np.stack(
+        [
+            np.stack(
+                [
+                    np.einsum("bhwi,hwio->bo", x[:, i : i + size, j : j + size], kernel_hwio)
+                    for j in rows
+                ],
+                axis=1,
+            )
+            for i in rows
+        ],
+        axis=1,
+    )
 
 
 def test_a_residual_block_is_what_the_paper_draws():
@@ -248,8 +268,9 @@ def test_an_mlp_is_products_and_relus():
 def test_a_residual_mlp_of_zero_kernels_passes_its_first_layer_on():
     view, _ = evaluated("mlp/residual")
     params = view.params | {
-        path: jnp.zeros_like(p) for path, p in view.params.items() if "blocks/0" not in path
-        and path.startswith("blocks") and "dense" in path
+        path: jnp.zeros_like(p)
+        for path, p in view.params.items()
+        if "blocks/0" not in path and path.startswith("blocks") and "dense" in path
     }
     taps = view.taps(images_of("mlp/residual"), "blocks/*", params=params)
     np.testing.assert_array_equal(taps["blocks/2"], taps["blocks/0"])

@@ -45,7 +45,9 @@ TOLERANCE = 1e-5
 # Biases that nothing depends on: softmax takes a constant off all keys, a norm takes one off all
 # rows (batch) or all channels (layer). What is left of their gradients is rounding.
 WITHOUT_EFFECT = {
-    "vit*": "*/attention/key/bias", "vgg": "*/conv/bias", "mlp_mixer": "*/attention/mlp/down/bias",
+    "vit*": "*/attention/key/bias",
+    "vgg": "*/conv/bias",
+    "mlp_mixer": "*/attention/mlp/down/bias",
     "mlp/residual": "blocks/0/dense/bias",
 }
 
@@ -99,6 +101,7 @@ def first_state(model):
 
 def moved(state):
     """The state with all parameters away from where they start: zeros hide what lies before."""
+
     def move(path, p):
         return p + 0.1 * jax.random.normal(named(jax.random.key(1), path), p.shape, p.dtype)
 
@@ -132,8 +135,12 @@ def cases(meshes):
     """Models and meshes; one that splits sequences is for models that have some."""
     return pytest.mark.parametrize(
         ("model", "mesh"),
-        [(model, mesh) for model in models.names() for mesh in meshes
-         if "sequence" not in mesh or has_a_sequence(model)],
+        [
+            (model, mesh)
+            for model in models.names()
+            for mesh in meshes
+            if "sequence" not in mesh or has_a_sequence(model)
+        ],
     )
 
 
@@ -170,7 +177,8 @@ def test_the_carry_of_the_second_step_is_that_of_one_device(model, mesh):
         assert jnp.any(expected != 0), f"{path} carries nothing: the case says nothing about it"
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * abs(b).max()),
-        found, wanted,
+        found,
+        wanted,
     )
 
 

@@ -93,7 +93,11 @@ def test_generation_draws_what_the_parallel_form_finds_likeliest(tiny):
     _continue.clear_cache()
     for num_tokens in (4, 18):
         tokens = generate(
-            model, prompts, num_tokens=num_tokens, key=jax.random.key(0), temperature=0.0,
+            model,
+            prompts,
+            num_tokens=num_tokens,
+            key=jax.random.key(0),
+            temperature=0.0,
             num_valid=15,
         ).tokens
     assert _continue._cache_size() == 1

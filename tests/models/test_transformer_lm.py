@@ -50,7 +50,7 @@ def test_only_recurrence_reaches_beyond_the_windows_of_all_layers(depends):
 def test_a_document_start_erases_all_influence_of_the_past(depends, position):
     strength = depends(position)
     assert (strength[position:, :position] == 0).all()
-    assert (np.tril(strength)[: position, : position].sum(axis=1) > 0).all()
+    assert (np.tril(strength)[:position, :position].sum(axis=1) > 0).all()
     assert (np.diagonal(strength, -1)[position:] > 0).all()
 
 
@@ -92,7 +92,9 @@ SMALL = {"depth": 1, "activation": "gelu"}  # smooth: kinks of a ReLU have no se
 def loss_of(tiny, view):
     tokens = tiny.tokens[:1, :8]
     batch = {
-        "inputs": tokens, "targets": jnp.roll(tokens, -1, 1), "mask": tokens >= 0,
+        "inputs": tokens,
+        "targets": jnp.roll(tokens, -1, 1),
+        "mask": tokens >= 0,
         "start": jnp.zeros(tokens.shape, bool),
     }
     return lambda params: next_token(view.bind(params), batch).value
@@ -271,7 +273,10 @@ def loss_curve(tiny, mesh):
     """Losses of three steps in which one row after the other starts a document."""
     config, optimizer = tiny.model("recurrent", depth=1).config, optax.sgd(0.3)
     view, state, _ = train.init_state(
-        lambda rngs: TransformerLM(config, rngs=rngs), optimizer, key=0, mesh=mesh,
+        lambda rngs: TransformerLM(config, rngs=rngs),
+        optimizer,
+        key=0,
+        mesh=mesh,
         carry=lambda: TransformerLM(config, rngs=nnx.Rngs(0)).init_carry(4),
         metric_names=("accuracy", "grad_norm", "loss"),
     )

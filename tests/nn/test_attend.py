@@ -45,9 +45,7 @@ def test_a_fully_hidden_row_gives_zero_and_no_gradient():
 
 def test_large_logits_do_not_overflow():
     q, k, v = 1e4 * numbers(2, 4), numbers(3, 4, seed=1), numbers(3, 4, seed=2)
-    np.testing.assert_allclose(
-        attend(q, k, v), softmax_attention(q, k, v, True), atol=1e-6
-    )
+    np.testing.assert_allclose(attend(q, k, v), softmax_attention(q, k, v, True), atol=1e-6)
 
 
 def test_heads_in_tiles_equal_one_softmax():

@@ -16,10 +16,15 @@ CASES = {
     "full": {"position": "t5"},
     "full, rotary, one key head": {"position": "rotary", "num_kv_heads": 1},
     "window before the token": {
-        "window": W, "include_self": False, "normalise": True, "position": "t5"
+        "window": W,
+        "include_self": False,
+        "normalise": True,
+        "position": "t5",
     },
     "window with the token, shared key heads": {
-        "window": W, "num_kv_heads": 2, "position": "rotary"
+        "window": W,
+        "num_kv_heads": 2,
+        "position": "rotary",
     },
     "window, no position": {"window": W, "normalise": True},
     "bidirectional": {"causal": False, "normalise": True},
@@ -41,8 +46,7 @@ def dense(layer, x, doc, context=None):
         for p in (layer.query, layer.key, layer.value, layer.output)
     )
     q, k, v = (
-        np.einsum("btd,dhk->bhtk", a, kernel)
-        for a, kernel in ((x, wq), (source, wk), (source, wv))
+        np.einsum("btd,dhk->bhtk", a, kernel) for a, kernel in ((x, wq), (source, wk), (source, wv))
     )
     k, v = (np.repeat(a, H // a.shape[1], axis=1) for a in (k, v))
     scale = K**-0.5

@@ -27,10 +27,15 @@ CASES = {
     "full": {"position": "t5"},
     "full, rotary, one key head": {"position": "rotary", "num_kv_heads": 1},
     "window before the token": {
-        "window": W, "include_self": False, "normalise": True, "position": "t5"
+        "window": W,
+        "include_self": False,
+        "normalise": True,
+        "position": "t5",
     },
     "window with the token, shared key heads": {
-        "window": W, "num_kv_heads": 2, "position": "rotary"
+        "window": W,
+        "num_kv_heads": 2,
+        "position": "rotary",
     },
     "bidirectional": {"causal": False, "normalise": True},
 }
@@ -52,7 +57,7 @@ def numbers(*shape, seed=0):
 def inputs(layer, blocks=3, rows=2):
     """What `read` takes: queries, keys, values, documents that start anywhere, a carry."""
     start = np.zeros((rows, blocks * W), bool)
-    start[0, [3, 5][:blocks]] = start[1, W:W + 1] = True
+    start[0, [3, 5][:blocks]] = start[1, W : W + 1] = True
     segment = Segment.of(jnp.asarray(start), jnp.full((rows,), W - 1))
     carry = {
         name: numbers(*x.shape, seed=5 + i)
@@ -68,14 +73,17 @@ def read(layer, q, k, v, segment, carry, key=None):
 @jax.jit
 def weights(layer, q, k, v, segment, carry, key=None):
     """Weights [b, t, h, s] of carried and own tokens: values are linear in what is read."""
+
     def mixed(v, old):
         # One feature of a head of its own for every key and value head is enough.
         carried = carry | {"values": old} if old is not None else carry
         return read(layer, q, k, v, segment, carried, key)[..., 0]
 
     old = carry.get("values")
-    by_v, by_old = jax.jacrev(mixed, argnums=(0, 1))(v, old) if old is not None else (
-        jax.jacrev(lambda v: mixed(v, None))(v), None
+    by_v, by_old = (
+        jax.jacrev(mixed, argnums=(0, 1))(v, old)
+        if old is not None
+        else (jax.jacrev(lambda v: mixed(v, None))(v), None)
     )
 
     def own_row(x_bthbsnk):  # a row reads itself alone, a head the values that it shares
@@ -138,9 +146,7 @@ def test_values_and_gradients_are_those_of_a_dense_softmax_with_the_same_mask(ca
         def of(layer, q, k, v, carry):
             return (f(layer, q, k, v, args[3], carry) * target).sum()
 
-        return jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2, 3, 4)))(
-            layer, *args[:3], args[4]
-        )
+        return jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2, 3, 4)))(layer, *args[:3], args[4])
 
     with use_devices(jax.devices()[:1], platform):
         got = loss(lambda *x: read(*x, ONE))
@@ -158,7 +164,8 @@ def test_the_mask_is_one_for_all_rows_and_blocks(case):
     own = [slice(j * W, (j + 2) * W) for j in range(3)]
     tiles = [
         np.where(there, mask, True)[b, j * W : (j + 1) * W, :, own[j]]
-        for b in range(2) for j in range(3)
+        for b in range(2)
+        for j in range(3)
     ]
     assert not tiles[0].all()
     assert all((tile == tiles[0]).all() for tile in tiles)

@@ -27,9 +27,7 @@ def test_values_derivatives_and_statistics_are_those_of_nnx_in_both_modes():
             return (jnp.sin(y) * weights).sum(), state
 
         gradient = jax.grad(run, argnums=(0, 1), has_aux=True)
-        (grads, state), (more, _) = jax.jvp(
-            lambda x: gradient(view.params, x), (x,), (weights,)
-        )
+        (grads, state), (more, _) = jax.jvp(lambda x: gradient(view.params, x), (x,), (weights,))
         evaluated = View.of(model).evaluating()
         y, same = evaluated.apply_with_state(view.params, state, x)
         return run(view.params, x)[0], grads, more, state, y, same

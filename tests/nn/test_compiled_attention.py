@@ -99,9 +99,17 @@ def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
     rng = np.random.default_rng(k)
     b, t, old, new, blocks, r = 2, 132, 40, 140, 3, 70
     shapes = {
-        "q": (b, t, h, k), "old": (b, old, g, k), "old_v": (b, old, g, k), "new": (b, new, g, k),
-        "new_v": (b, new, g, k), "bias": (h, 90), "scale": (h,), "q2": (b, t, h, k),
-        "state": (blocks, b, r, h, k), "state_v": (blocks, b, r, h, k), "scale2": (h,),
+        "q": (b, t, h, k),
+        "old": (b, old, g, k),
+        "old_v": (b, old, g, k),
+        "new": (b, new, g, k),
+        "new_v": (b, new, g, k),
+        "bias": (h, 90),
+        "scale": (h,),
+        "q2": (b, t, h, k),
+        "state": (blocks, b, r, h, k),
+        "state_v": (blocks, b, r, h, k),
+        "scale2": (h,),
     }
     arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     arrays["new"][:, 3] *= 1e-4  # as short as the epsilon under the root
@@ -113,8 +121,16 @@ def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
 
     def ours(x):
         window = Reading(
-            x["q"], (x["old"], x["new"]), (x["old_v"], x["new_v"]), first, last, bias=x["bias"],
-            offset=48, mask=jnp.asarray(mask, jnp.float32), scale=x["scale"], unit=(False, True),
+            x["q"],
+            (x["old"], x["new"]),
+            (x["old_v"], x["new_v"]),
+            first,
+            last,
+            bias=x["bias"],
+            offset=48,
+            mask=jnp.asarray(mask, jnp.float32),
+            scale=x["scale"],
+            unit=(False, True),
         )
         state = Reading(
             x["q2"], (x["state"],), (x["state_v"],), 0, last2, scale=x["scale2"], unit=(True,)
@@ -134,8 +150,12 @@ def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
         q2 = (x["scale2"][:, None] * of_length_one(x["q2"])).reshape(b, blocks, -1, h, k)
         read = [
             exact(
-                q2[:, j], of_length_one(x["state"][j]), x["state_v"][j], x["bias"][:, :0],
-                (last2.reshape(b, blocks, -1)[:, j] >= 0)[:, None, :, None] & np.full(r, True), 0,
+                q2[:, j],
+                of_length_one(x["state"][j]),
+                x["state_v"][j],
+                x["bias"][:, :0],
+                (last2.reshape(b, blocks, -1)[:, j] >= 0)[:, None, :, None] & np.full(r, True),
+                0,
             )
             for j in range(blocks)
         ]
@@ -186,7 +206,13 @@ def layer(kernel, position="t5", **kwargs):
     rngs = nnx.Rngs(0)
     kinds = {"t5": lambda: T5Bias(4, rngs=rngs), "rotary": lambda: Rotary(8)}
     return Attention(
-        8, 4, 8, window=16, position=kinds.get(position, lambda: None)(), kernel=kernel, rngs=rngs,
+        8,
+        4,
+        8,
+        window=16,
+        position=kinds.get(position, lambda: None)(),
+        kernel=kernel,
+        rngs=rngs,
         **kwargs,
     )
 
@@ -242,8 +268,15 @@ def test_every_device_of_a_mesh_reads_its_own_rows_and_heads(name):
 
 
 CONFIG = TransformerLMConfig(
-    vocab_size=32, width=32, depth=2, num_heads=2, window=16, recurrent_layers=(1,), num_states=8,
-    kernel="compiled", dtype="float32",
+    vocab_size=32,
+    width=32,
+    depth=2,
+    num_heads=2,
+    window=16,
+    recurrent_layers=(1,),
+    num_states=8,
+    kernel="compiled",
+    dtype="float32",
 )
 
 
@@ -254,7 +287,9 @@ def loss_of(config):
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 32, (2, 49)), jnp.int32)
     batch = {
-        "inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": jnp.ones((2, 48), bool),
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "mask": jnp.ones((2, 48), bool),
         "start": jnp.zeros((2, 48), bool).at[0, 16].set(True).at[1, 21].set(True),
     }
     carry = jax.tree.map(

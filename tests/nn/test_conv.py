@@ -260,9 +260,7 @@ def test_each_device_of_a_shard_map_computes_as_one_device(network, check):
 
 def test_half_precision_and_groups_are_the_plain_convolution():
     x, k = numbers(2, 4, 4, 6), numbers(3, 3, 3, 4, seed=1)
-    want = jnp.concatenate(
-        [plain(x[..., :3], k[..., :2]), plain(x[..., 3:], k[..., 2:])], axis=-1
-    )
+    want = jnp.concatenate([plain(x[..., :3], k[..., :2]), plain(x[..., 3:], k[..., 2:])], axis=-1)
     assert_close(nn.conv(x, k, groups=2), want)
     half = nn.conv(x.astype(jnp.bfloat16), numbers(3, 3, 6, 4).astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
@@ -298,8 +296,16 @@ def test_a_layer_starts_with_the_variance_of_he_and_a_bias_of_zero():
 def test_a_layer_is_the_convolution_plus_bias_in_its_dtype():
     ones = jax.nn.initializers.ones
     layer = nn.Conv(
-        2, 4, (1, 3), stride=(1, 2), padding=0, groups=2, use_bias=True, kernel_init=ones,
-        dtype=jnp.bfloat16, rngs=nnx.Rngs(0),
+        2,
+        4,
+        (1, 3),
+        stride=(1, 2),
+        padding=0,
+        groups=2,
+        use_bias=True,
+        kernel_init=ones,
+        dtype=jnp.bfloat16,
+        rngs=nnx.Rngs(0),
     )
     layer.bias[...] = jnp.arange(4.0)
     y = layer(jnp.ones((1, 2, 5, 2)))
@@ -328,9 +334,7 @@ def test_groups_that_do_not_divide_are_named():
 )
 def test_max_pool_takes_the_largest_of_each_window_and_its_derivative_goes_there(window, stride):
     x = numbers(2, 4, 6, 3)
-    (h, w), (s, t) = (
-        n if isinstance(n, tuple) else (n, n) for n in (window, stride or window)
-    )
+    (h, w), (s, t) = (n if isinstance(n, tuple) else (n, n) for n in (window, stride or window))
     rows, columns = (4 - h) // s + 1, (6 - w) // t + 1
     weights = numbers(2, rows, columns, 3, seed=1)
     want, gradient = np.zeros(weights.shape), np.zeros(x.shape)

@@ -48,7 +48,7 @@ def test_rotary_is_a_rotation_by_position_times_rate():
     np.testing.assert_allclose(got[:, 0], x[:, 0])
     for feature, rate in ((0, 1.0), (1, 10000.0**-0.5)):
         z = complex(x[0, 1, 0, feature], x[0, 1, 0, feature + 2]) * np.exp(7j * rate)
-        np.testing.assert_allclose(got[0, 1, 0, feature :: 2], [z.real, z.imag], rtol=1e-5)
+        np.testing.assert_allclose(got[0, 1, 0, feature::2], [z.real, z.imag], rtol=1e-5)
 
 
 def test_rotary_takes_positions_of_each_row():

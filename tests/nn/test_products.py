@@ -25,8 +25,11 @@ def plain(x, y, transpose_x, transpose_y):
 
 @pytest.mark.parametrize(
     ("m", "k", "n", "transpose_x", "transpose_y"),
-    [(*sizes, *how) for sizes in [(3, 4, 5), (5, 4, 3)]
-     for how in itertools.product([False, True], repeat=2)],
+    [
+        (*sizes, *how)
+        for sizes in [(3, 4, 5), (5, 4, 3)]
+        for how in itertools.product([False, True], repeat=2)
+    ],
 )
 def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
     m, k, n, transpose_x, transpose_y, kernel

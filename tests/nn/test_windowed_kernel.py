@@ -43,12 +43,21 @@ def interpreted(monkeypatch):
 
 def layers(window, dtype=jnp.float32, position="t5", **kwargs):
     """The same layer with and without the kernel."""
+
     def make(kernel):
         rngs = nnx.Rngs(0)
         kinds = {"t5": lambda: T5Bias(H, rngs=rngs), "rotary": lambda: Rotary(K)}
         return Attention(
-            D, H, K, window=window, head_scale=3.0, position=kinds.get(position, lambda: None)(),
-            kernel=kernel, dtype=dtype, rngs=rngs, **kwargs,
+            D,
+            H,
+            K,
+            window=window,
+            head_scale=3.0,
+            position=kinds.get(position, lambda: None)(),
+            kernel=kernel,
+            dtype=dtype,
+            rngs=rngs,
+            **kwargs,
         )
 
     return make("pallas"), make("plain")
@@ -133,6 +142,7 @@ def test_every_device_of_a_mesh_reads_its_own_rows_and_heads(monkeypatch):
     want = value_and_gradients(plain, *args)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with use_mesh(mesh), use_devices(jax.devices(), "tpu"):
+
         def of(state, x, carry):
             return loss(fused, state, x, args[1], carry)
 
@@ -212,8 +222,12 @@ def test_the_tpu_compiler_takes_both_directions(topology, window, head_dim, dtyp
         pytest.skip("libtpu is not installed; `make test` installs it")
     words = {"topology": topology, "window": window, "head_dim": head_dim, "dtype": dtype}
     process = subprocess.run(
-        [sys.executable, "-c", COMPILE.format(**words)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, check=False,
+        [sys.executable, "-c", COMPILE.format(**words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        check=False,
     )
     assert process.returncode == 0, process.stderr[-2000:]
     assert process.stdout.split() == ["2"]

@@ -37,10 +37,13 @@ def test_loss_is_the_mean_over_the_tokens_that_count():
 
 
 def test_weighted_losses_of_parts_make_that_of_the_whole():
-    rows = [next_token(
-        lambda *_, row=row, **__: (jnp.asarray(LOGITS[row : row + 1]), None),
-        {name: x[row : row + 1] for name, x in BATCH.items()},
-    ) for row in range(2)]
+    rows = [
+        next_token(
+            lambda *_, row=row, **__: (jnp.asarray(LOGITS[row : row + 1]), None),
+            {name: x[row : row + 1] for name, x in BATCH.items()},
+        )
+        for row in range(2)
+    ]
     whole = next_token(model, BATCH)
     total = sum(loss.value * loss.weight for loss in rows)
     np.testing.assert_allclose(total / sum(loss.weight for loss in rows), whole.value, rtol=1e-6)

@@ -15,8 +15,14 @@ from jaxlab.nn import attention as attention_module
 from jaxlab.probes import state_statistics
 
 SIZES = {
-    "vocab_size": 20, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "window": 4,
-    "num_states": 3, "dtype": "float32",
+    "vocab_size": 20,
+    "width": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_dim": 16,
+    "window": 4,
+    "num_states": 3,
+    "dtype": "float32",
 }
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 16)), jnp.int32)
 PATH = "blocks/1/attention"
@@ -28,9 +34,9 @@ def statistics(changes=None, **kwargs):
     view = View.of(TransformerLM(config, rngs=nnx.Rngs(0)))
     params = {**view.params, **(changes(view.params) if changes else {})}
     carry = view.model(params).init_carry(2)
-    read = jax.jit(lambda params: state_statistics(
-        view, params, TOKENS, carry, jnp.zeros(TOKENS.shape, bool)
-    ))
+    read = jax.jit(
+        lambda params: state_statistics(view, params, TOKENS, carry, jnp.zeros(TOKENS.shape, bool))
+    )
     return read(params)[PATH], view, params
 
 
@@ -79,13 +85,16 @@ def window_entropy(layer, x_btd, doc_bt):
     nearest, found = 0 if attention.include_self else 1, []
     for b, t, h in np.ndindex(q.shape[:3]):
         seen = [
-            s for s in range(t + 1)
+            s
+            for s in range(t + 1)
             if nearest <= t - s < nearest + attention.window and doc_bt[b, s] == doc_bt[b, t]
         ]
         if len(seen) > 1:
             logits = np.array(
-                [float(q[b, t, h] @ k[b, s, h // (q.shape[2] // k.shape[2])]) + bias_hm[h, t - s]
-                 for s in seen]
+                [
+                    float(q[b, t, h] @ k[b, s, h // (q.shape[2] // k.shape[2])]) + bias_hm[h, t - s]
+                    for s in seen
+                ]
             )
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
@@ -114,9 +123,7 @@ def test_entropy_of_the_window_is_that_of_its_weights_by_token(kwargs):
         _, carry = model(TOKENS[:, :8], None, start[:, :8])
         found = state_statistics(view, params, TOKENS, model.init_carry(2), start)
         late = state_statistics(view, params, TOKENS[:, 8:], carry, start[:, 8:])
-        early = state_statistics(
-            view, params, TOKENS[:, :8], model.init_carry(2), start[:, :8]
-        )
+        early = state_statistics(view, params, TOKENS[:, :8], model.init_carry(2), start[:, :8])
     x_btd = model.blocks[0].attention_norm(model.embed(TOKENS))
     doc_bt = np.cumsum(start, axis=1)
     path, name = "blocks/0/attention", "entropy_window"
@@ -124,10 +131,19 @@ def test_entropy_of_the_window_is_that_of_its_weights_by_token(kwargs):
     np.testing.assert_allclose(found[path][name], want, rtol=1e-4)
     assert want < 0.95
     # A token that sees fewer than two is not counted: so many do in each half.
-    seen = np.array([
-        [sum(doc_bt[b, s] == doc_bt[b, t] for s in range(max(t - 4, 0), t)) for t in range(16)]
-        for b in range(2)
-    ]) + config.include_self - (config.include_self & (np.arange(16) >= 4))
+    seen = (
+        np.array(
+            [
+                [
+                    sum(doc_bt[b, s] == doc_bt[b, t] for s in range(max(t - 4, 0), t))
+                    for t in range(16)
+                ]
+                for b in range(2)
+            ]
+        )
+        + config.include_self
+        - (config.include_self & (np.arange(16) >= 4))
+    )
     halves = [(seen[:, :8] > 1).sum(), (seen[:, 8:] > 1).sum()]
     joined = np.average([early[path][name], late[path][name]], weights=halves)
     np.testing.assert_allclose(joined, want, rtol=1e-4)
@@ -152,9 +168,9 @@ def test_a_layer_whose_state_others_read_is_watched_like_any(kwargs):
         changes.append(size[2] / size[1])
     np.testing.assert_allclose(feedback["norm"], np.mean(norms), rtol=1e-5)
     np.testing.assert_allclose(feedback["change"], np.mean(changes), rtol=1e-5)
-    assert all(0 < feedback[f"entropy_{name}"] <= 1.0001 for name in (
-        "self", "tokens", "read", "window"
-    ))
+    assert all(
+        0 < feedback[f"entropy_{name}"] <= 1.0001 for name in ("self", "tokens", "read", "window")
+    )
 
 
 def test_no_more_than_the_weights_of_one_block_are_held():
@@ -165,9 +181,11 @@ def test_no_more_than_the_weights_of_one_block_are_held():
         view = View.of(TransformerLM(config, rngs=nnx.Rngs(0)))
         tokens = jnp.zeros((2, length), jnp.int32)
         carry = view.model().init_carry(2)
-        read = jax.jit(lambda params: state_statistics(
-            view, params, tokens, carry, jnp.zeros(tokens.shape, bool)
-        ))
+        read = jax.jit(
+            lambda params: state_statistics(
+                view, params, tokens, carry, jnp.zeros(tokens.shape, bool)
+            )
+        )
         return read.lower(view.params).compile().memory_analysis().temp_size_in_bytes
 
     of_one_block = 4 * 2 * 2 * 64 * 128  # float32 weights [b, h, w, 2 w]

@@ -55,9 +55,7 @@ def test_rows_end_at_different_stop_strings_and_document_ends(model):
 def test_the_stream_joins_to_the_text_and_shows_no_part_of_a_stop_string(chunk):
     options = {"num_tokens": 30, "key": KEY, "temperature": 0.0, "stop": ["\u00e9\t\nxyy", "yza"]}
     pieces = list(stream_text(Writer(), Bytes(), ["", "abc"], chunk=chunk, **options))
-    assert ["".join(row) for row in zip(*pieces, strict=True)] == [
-        "abc\u00e9\t\nx", "\u00e9\t\nx"
-    ]
+    assert ["".join(row) for row in zip(*pieces, strict=True)] == ["abc\u00e9\t\nx", "\u00e9\t\nx"]
     if chunk == 1:  # what may be the first string comes when "z" rules it out
         shown = [first for first, _ in pieces if first]
         assert shown == ["a", "b", "c", "\u00e9\t\nx"]

@@ -37,7 +37,11 @@ PATIENCE = 120  # seconds after which a run that ought to have ended is killed, 
 @dataclasses.dataclass(frozen=True)
 class Config:
     train: train.TrainConfig = train.TrainConfig(
-        steps=12, batch_size=8, log_every=4, save_every=4, keep_last=1,
+        steps=12,
+        batch_size=8,
+        log_every=4,
+        save_every=4,
+        keep_last=1,
         optimizer=train.OptimizerConfig(
             "adamw", learning_rate=1e-2, warmup_steps=2, weight_decay=0.1
         ),
@@ -50,9 +54,15 @@ VARIANTS = {"toy": Config}
 def start(workdir: Any, config: train.TrainConfig, hooks=(), stream=None):
     """Trains the toy in a workdir, or goes on with what is there."""
     return train.run_training(
-        config, build=toy.build, objective=toy.objective, stream=stream or toy.Numbers(),
-        workdir=workdir, init_carry=lambda rows: toy.carry(rows)(), hooks=hooks,
-        tokens_per_step=8, evaluate=lambda state: {"held_out/step": float(state.step)},
+        config,
+        build=toy.build,
+        objective=toy.objective,
+        stream=stream or toy.Numbers(),
+        workdir=workdir,
+        init_carry=lambda rows: toy.carry(rows)(),
+        hooks=hooks,
+        tokens_per_step=8,
+        evaluate=lambda state: {"held_out/step": float(state.step)},
     )
 
 
@@ -217,8 +227,10 @@ STREAMS = {
 FLAGS = {
     "data that hang": ["--config.train.stuck_seconds=2"],
     "numbers that are passed over": [
-        "--config.train.on_divergence=skip", "--config.train.spike_factor=1e6",
-        "--config.train.max_skips=1", "--config.train.stuck_seconds=100",
+        "--config.train.on_divergence=skip",
+        "--config.train.spike_factor=1e6",
+        "--config.train.max_skips=1",
+        "--config.train.stuck_seconds=100",
     ],
 }
 

@@ -32,7 +32,12 @@ class Config:
         vocab_size=260, width=16, depth=1, num_heads=2, mlp_dim=32, window=8
     )
     train: train.TrainConfig = train.TrainConfig(
-        steps=9, batch_size=8, log_every=1, save_every=3, eval_every=3, keep_last=3,
+        steps=9,
+        batch_size=8,
+        log_every=1,
+        save_every=3,
+        eval_every=3,
+        keep_last=3,
         optimizer=train.OptimizerConfig("adamw", learning_rate=1e-2, schedule="constant"),
     )
 
@@ -73,9 +78,14 @@ def run(config: Config, record) -> None:
         return {"held_out/bits_per_byte": scores.bits_per_byte}
 
     train.run_training(
-        config.train, build=lambda rngs: TransformerLM(config.model, rngs=rngs),
-        objective=next_token, stream=stream, workdir=record, init_carry=init_carry,
-        evaluate=evaluate, hooks=[Pause(record.workdir)],
+        config.train,
+        build=lambda rngs: TransformerLM(config.model, rngs=rngs),
+        objective=next_token,
+        stream=stream,
+        workdir=record,
+        init_carry=init_carry,
+        evaluate=evaluate,
+        hooks=[Pause(record.workdir)],
     )
     print(f"read rows {rows}")
     record.write_results([], {})

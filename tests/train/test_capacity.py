@@ -22,9 +22,9 @@ class MLPConfig:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         sizes = (self.inputs, *[self.width] * self.depth, 10)
-        return nnx.Sequential(*[
-            nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ])
+        return nnx.Sequential(
+            *[nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        )
 
 
 def mlp_weights(width: int, depth: int, inputs: int = 784, classes: int = 10) -> int:
@@ -70,9 +70,7 @@ def test_the_width_of_an_mlp_is_the_nearest_by_its_formula(density):
 
 def test_the_width_of_a_resnet_is_the_nearest_by_its_formula():
     sizes = {width: 1054 * width**2 + 67 * width for width in range(16, 60)}
-    match = capacity_matched(
-        ResNetConfig(), 0.11, build=lambda config, rngs: ResNet(config, rngs)
-    )
+    match = capacity_matched(ResNetConfig(), 0.11, build=lambda config, rngs: ResNet(config, rngs))
     assert match.target == sizes[16] == 270_896
     nearest = min(sizes, key=lambda w: abs(sizes[w] - 270_896 / 0.11))
     assert match.config.width == nearest and match.size == sizes[nearest]
@@ -111,9 +109,9 @@ def test_widths_grow_in_proportion():
 
     def build(config, rngs):
         sizes = (20, *config.widths, 3)
-        return nnx.Sequential(*[
-            nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ])
+        return nnx.Sequential(
+            *[nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        )
 
     match = capacity_matched(Config(), 0.1, build=build)
     sizes = {w: 20 * w + w * round(1.5 * w) + round(1.5 * w) * 3 for w in range(8, 80)}

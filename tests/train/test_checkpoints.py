@@ -103,7 +103,8 @@ def test_the_newest_that_can_be_read_is_taken_and_training_goes_on(states, copy,
             restored = checkpoints.restore(plan.abstract)
         lines = [r.getMessage() for r in caplog.records if r.name.startswith("jaxlab")]
         assert [line.split(" in ")[0] for line in lines] == [
-            "checkpoint of step 9", "checkpoint of step 3"
+            "checkpoint of step 9",
+            "checkpoint of step 3",
         ]
         assert all("\n" not in line for line in lines)
         assert_same(restored.state, found[2])
@@ -278,9 +279,7 @@ def test_the_best_are_kept_beside_the_newest(states, tmp_path):
 def test_the_best_model_is_loaded_by_name(states, tmp_path, toy):
     config = {"model": {"width": 8}}
     Record.create(tmp_path, experiment="e", variant="v", paper="p", config=config)
-    with train.Checkpoints(
-        tmp_path / "checkpoints", keep_best=1, best_metric="a/b"
-    ) as checkpoints:
+    with train.Checkpoints(tmp_path / "checkpoints", keep_best=1, best_metric="a/b") as checkpoints:
         for step, state in states[1].items():
             checkpoints.save(state, measured={"a/b": abs(step - 2)})
     found = View.of(train.load_model(tmp_path, toy.Net, step="best"))

@@ -22,8 +22,17 @@ from jaxlab.objectives import next_token
 
 ROWS, T = 32, 16
 CONFIG = TransformerLMConfig(
-    vocab_size=64, width=64, depth=3, num_heads=4, mlp_dim=256, window=None, position="none",
-    normalise=False, scan_layers=True, remat=True, dtype="float32",
+    vocab_size=64,
+    width=64,
+    depth=3,
+    num_heads=4,
+    mlp_dim=256,
+    window=None,
+    position="none",
+    normalise=False,
+    scan_layers=True,
+    remat=True,
+    dtype="float32",
 )
 SHAPES = {
     name: jax.ShapeDtypeStruct((ROWS, T), kind)
@@ -37,7 +46,11 @@ def step_of(accumulate, reduce_once=False, devices=8, **sizes):
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:devices])
     optimizer = optax.adam(1e-3)
     plan = train.plan_state(
-        lambda rngs: TransformerLM(CONFIG, rngs=rngs), optimizer, key=0, mesh=mesh, strict=True,
+        lambda rngs: TransformerLM(CONFIG, rngs=rngs),
+        optimizer,
+        key=0,
+        mesh=mesh,
+        strict=True,
         carry=lambda: {"length": jnp.zeros(ROWS, int), "blocks": {str(i): {} for i in range(3)}},
     ).with_metrics(("accuracy", "grad_norm", "loss"))
     step = train.make_step(
@@ -97,8 +110,11 @@ def test_reduce_once_is_one_operation_behind_all_layers_and_micro_batches(accumu
 
 def test_reduce_once_sends_only_shards_between_copies_that_are_sharded():
     plan, compiled = step_of(4, reduce_once=True, data=2, fsdp=4)
-    last = [shapes for inside, shapes in collectives(compiled, "all-reduce")
-            if inside == entry(compiled)]
+    last = [
+        shapes
+        for inside, shapes in collectives(compiled, "all-reduce")
+        if inside == entry(compiled)
+    ]
     shards = [p.sharding.shard_shape(p.shape) for p in plan.abstract.params.values()]
     assert sorted(shape for shapes in last for shape in arrays(shapes)) == sorted(shards)
 

@@ -97,8 +97,13 @@ def call(study, capsys):
 def test_the_run_gets_config_and_record(call, config, tmp_path):
     seen = []
     code, _, err = call(
-        "--config.train.steps=1e2", f"--config={config}:paper", "--config.sizes", "3,4",
-        f"--workdir={tmp_path / 'w'}", run=lambda *args: seen.append(args), paper="arXiv:1",
+        "--config.train.steps=1e2",
+        f"--config={config}:paper",
+        "--config.sizes",
+        "3,4",
+        f"--workdir={tmp_path / 'w'}",
+        run=lambda *args: seen.append(args),
+        paper="arXiv:1",
     )
     assert (code, err) == (0, "")
     [(resolved, record)] = seen
@@ -176,7 +181,9 @@ def test_another_config_in_the_workdir_is_refused_unless_it_may_change(call, con
 
 def test_a_dry_run_prints_and_runs_nothing(call, config, tmp_path):
     code, out, _ = call(
-        f"--config={config}", "--config.train.steps=5", "--dry_run",
+        f"--config={config}",
+        "--config.train.steps=5",
+        "--dry_run",
         run=raising(AssertionError("it ran")),
         plan=lambda config, pod: [f"steps: {config.train.steps}"],
     )
@@ -265,7 +272,8 @@ def test_values_may_hold_anything():
 
 def test_virtual_devices_in_a_process_of_their_own(tmp_path):
     script = tmp_path / "study.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import jax
         from jaxlab.train import main
 
@@ -277,7 +285,8 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
 
         if __name__ == "__main__":
             main(run, plan=plan)
-    """))
+    """)
+    )
     (tmp_path / "c.py").write_text(
         "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass C:\n    a: int = 1\n"
         "VARIANTS = {'x': C}\n"
@@ -285,9 +294,17 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
     root = pathlib.Path(__file__).resolve().parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, str(script), f"--config={tmp_path / 'c.py'}:x", "--dry_run",
-         "--devices=4"],
-        env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+        [
+            sys.executable,
+            str(script),
+            f"--config={tmp_path / 'c.py'}:x",
+            "--dry_run",
+            "--devices=4",
+        ],
+        env=environment | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "a = 1\n\ndevices: 4\n"

@@ -74,10 +74,12 @@ def test_level_is_that_of_the_reference_and_hands_out_the_rest(golden, width):
 
 
 def random_net(rng):
-    return shapes(**{
-        f"n{i}": tuple(int(s) for s in rng.integers(1, 9, size=rng.choice([2, 2, 4])))
-        for i in range(int(rng.integers(1, 12)))
-    })
+    return shapes(
+        **{
+            f"n{i}": tuple(int(s) for s in rng.integers(1, 9, size=rng.choice([2, 2, 4])))
+            for i in range(int(rng.integers(1, 12)))
+        }
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -131,8 +133,13 @@ def test_kernels_of_attention_are_matrices():
 
 def test_only_kernels_of_rank_two_and_more_are_prunable():
     net = {
-        "embed/embedding": (9, 4), "position": (16, 4), "block/kernel": (4, 4), "norm/scale": (4,),
-        "block/bias": (4,), "gain/kernel": (4,), "conv/kernel": (3, 3, 4, 4),
+        "embed/embedding": (9, 4),
+        "position": (16, 4),
+        "block/kernel": (4, 4),
+        "norm/scale": (4,),
+        "block/bias": (4,),
+        "gain/kernel": (4,),
+        "conv/kernel": (3, 3, 4, 4),
     }
     net = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.items()}
     assert prunable(net) == ("block/kernel", "conv/kernel")

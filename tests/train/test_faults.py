@@ -31,8 +31,12 @@ PROGRAM = pathlib.Path(__file__).with_name("faulty_runs.py")
 
 # Where in the save of step 8 the run is killed, and the newest checkpoint that is whole then.
 KILLED = {
-    "before the save": 4, "while arrays are written": 4, "with a part of it whole": 4,
-    "before it is named": 4, "after it is named": 8, "before the old one goes": 8,
+    "before the save": 4,
+    "while arrays are written": 4,
+    "with a part of it whole": 4,
+    "before it is named": 4,
+    "after it is named": 8,
+    "before the old one goes": 8,
     "while the old one goes": 8,
 }
 CONTINUES = "the same command continues from"
@@ -43,21 +47,29 @@ ENDED = {
     "Ctrl-C": (130, 6, rf"stopped by SIGINT at step 6 of 12; all is saved, and {CONTINUES} there"),
     "Ctrl-C twice": (130, 4, rf"stopped by Ctrl-C; {CONTINUES} the last checkpoint"),
     "a limit on files": (
-        5, 4, r"the checkpoint of step 8 cannot be written to '.*/checkpoints' \(File too large\); "
+        5,
+        4,
+        r"the checkpoint of step 8 cannot be written to '.*/checkpoints' \(File too large\); "
         r"the checkpoint of step 4 is whole and kept; free some space there and run the same "
         r"command "
         r"again",
     ),
     "a limit on metrics": (
-        5, 4, r"the metrics of step 8 cannot be written to '.*/metrics.jsonl' \(File too large\); "
+        5,
+        4,
+        r"the metrics of step 8 cannot be written to '.*/metrics.jsonl' \(File too large\); "
         r"the rows before and all checkpoints stay; free some space there and run .*",
     ),
     "numbers that are not finite": (
-        3, 4, r"training diverged: train/loss is nan at step 8; the checkpoint of step 4 is good "
+        3,
+        4,
+        r"training diverged: train/loss is nan at step 8; the checkpoint of step 4 is good "
         r"and kept; .*",
     ),
     "data that hang": (
-        4, 4, r"stuck: no step was done for 2 s after step 6 of 12; the checkpoint of step 4 is "
+        4,
+        4,
+        r"stuck: no step was done for 2 s after step 6 of 12; the checkpoint of step 4 is "
         r"kept; above stands where every thread is. The same command continues; .*",
     ),
 }
@@ -100,7 +112,10 @@ def ended(whole, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAM.parent}"}
     process = subprocess.run(
         [sys.executable, str(PROGRAM), *(f"{f}={workdir}" for f, workdir in workdirs.items())],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
@@ -134,6 +149,7 @@ def steps_in(workdir):
 
 def assert_same_result(workdir, run, whole):
     """State and metrics are those of the undisturbed run, to the bit."""
+
     def leaves(state):
         state = dataclasses.replace(state, key=jax.random.key_data(state.key))
         return jax.tree.leaves(state)
@@ -308,7 +324,10 @@ class Shards:
 
     def __init__(self, folder):
         self.stream = data.DocumentStream(
-            data.TextFiles(folder), data.Bytes(), batch_size=8, segment_length=4,
+            data.TextFiles(folder),
+            data.Bytes(),
+            batch_size=8,
+            segment_length=4,
             cache_bytes=0,
         )
         self.state, self.restore = self.stream.state, self.stream.restore

@@ -154,11 +154,16 @@ def test_a_state_that_is_not_finite_is_never_saved(made, toy, tmp_path):
 
     with train.Checkpoints(tmp_path) as checkpoints:
         hooks = [
-            train.LogMetrics(toy.Rows(), 100), train.StopOnNaN(checkpoints), Break(),
+            train.LogMetrics(toy.Rows(), 100),
+            train.StopOnNaN(checkpoints),
+            Break(),
             train.SaveCheckpoint(checkpoints, 2),
         ]
-        with pytest.raises(train.TrainingDiverged, match="the parameters are not finite at step 4"
-                           "; the checkpoint of step 2 is good and kept"):
+        with pytest.raises(
+            train.TrainingDiverged,
+            match="the parameters are not finite at step 4"
+            "; the checkpoint of step 2 is good and kept",
+        ):
             fit(made, toy, hooks, steps=9)
         checkpoints.wait()
         assert checkpoints.latest_step() == 2
@@ -209,10 +214,14 @@ def test_a_terminal_gets_one_bar(made, toy):
     assert out.getvalue().count("\n") == 1
 
 
-@pytest.mark.parametrize("hook", [
-    lambda: train.LogMetrics(None, 0), lambda: train.Evaluate(None, 0, None),
-    lambda: train.SaveCheckpoint(None, -1),
-])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda: train.LogMetrics(None, 0),
+        lambda: train.Evaluate(None, 0, None),
+        lambda: train.SaveCheckpoint(None, -1),
+    ],
+)
 def test_every_needs_a_number_of_steps(hook):
     with pytest.raises(UsageError, match="(0|-1); expected"):
         hook()

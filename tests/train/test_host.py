@@ -32,7 +32,9 @@ def kept_and_advised(how):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "NUMPY_MADVISE_HUGEPAGE": "0"},
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return map(int, done.stdout.split())
 
@@ -70,8 +72,11 @@ print(place() - first)
 
 def test_the_largest_block_keeps_its_place_beside_what_lives_on():
     done = subprocess.run(
-        [sys.executable, "-c", PLACES], env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", PLACES],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(done.stdout) == 0
 
@@ -102,8 +107,11 @@ print(len(seen))
 @pytest.mark.parametrize("how", ["keep", "leave"])
 def test_temporaries_smaller_than_the_nursery_keep_their_places_where_asked(how):
     done = subprocess.run(
-        [sys.executable, "-c", KEPT_PLACE, how], env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", KEPT_PLACE, how],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (int(done.stdout) == 2) is (how == "keep")
 
@@ -130,6 +138,8 @@ def test_memory_is_given_back_when_asked():
     done = subprocess.run(
         [sys.executable, "-c", RETURNED],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "NUMPY_MADVISE_HUGEPAGE": "0"},
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(done.stdout) > 0.9 * 2**26

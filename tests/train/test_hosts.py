@@ -41,7 +41,11 @@ class Processes:
     """The processes of one run."""
 
     def __init__(
-        self, workdir: pathlib.Path, count: int, *arguments: str, pause: int = 0,
+        self,
+        workdir: pathlib.Path,
+        count: int,
+        *arguments: str,
+        pause: int = 0,
         slurm: bool = False,
     ):
         with socket.socket() as free:
@@ -58,13 +62,20 @@ class Processes:
         self.running = [
             subprocess.Popen(
                 [
-                    sys.executable, STUDY, f"--config={STUDY}", f"--workdir={workdir}",
+                    sys.executable,
+                    STUDY,
+                    f"--config={STUDY}",
+                    f"--workdir={workdir}",
                     f"--devices={8 // count if count > 1 else 1}",
-                    "--host_timeout=10", *found[i], *arguments,
+                    "--host_timeout=10",
+                    *found[i],
+                    *arguments,
                 ],
                 cwd=ROOT,
                 env={**os.environ, **own, "PAUSE_AT": str(pause), **slurm_task(i, count, slurm)},
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for i in range(count)
         ]
@@ -98,8 +109,11 @@ def slurm_task(number: int, count: int, slurm: bool) -> dict[str, str]:
         return {}
     return {
         # JAX takes the port from the number of the job.
-        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": str(count), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
     }
 
 
@@ -142,7 +156,11 @@ def go_on_here(study, workdir: pathlib.Path, **sizes: int) -> None:
     settings = dataclasses.replace(config.train, mesh=MeshConfig(**sizes))
     config = dataclasses.replace(config, train=settings)
     record = Record.create(
-        workdir, experiment="hosts_study", variant="small", paper="", config=to_dict(config),
+        workdir,
+        experiment="hosts_study",
+        variant="small",
+        paper="",
+        config=to_dict(config),
         ignore=["train.mesh"],
     )
     study.run(config, record)

@@ -70,9 +70,16 @@ def test_hooks_are_called_in_order_at_their_multiples():
     calls = []
     train.fit(step, State(1), iter(range(9)), steps=4, hooks=[Spy(calls, "a", 2), Spy(calls, "b")])
     assert calls == [
-        ("a", "start", 1), ("b", "start", 1),
-        ("a", "after", 2), ("b", "after", 2), ("b", "after", 3), ("a", "after", 4),
-        ("b", "after", 4), ("a", "finish", 4), ("b", "finish", 4), ("b", "close", 4),
+        ("a", "start", 1),
+        ("b", "start", 1),
+        ("a", "after", 2),
+        ("b", "after", 2),
+        ("b", "after", 3),
+        ("a", "after", 4),
+        ("b", "after", 4),
+        ("a", "finish", 4),
+        ("b", "finish", 4),
+        ("b", "close", 4),
         ("a", "close", 4),
     ]
 

@@ -33,10 +33,12 @@ class Linears(nnx.Module):
     """Two linear layers without anything between them."""
 
     def __init__(self, rngs: nnx.Rngs, sizes=(6, 5, 3)):
-        self.layers = nnx.List([
-            nnx.Linear(a, b, use_bias=False, rngs=rngs)
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ])
+        self.layers = nnx.List(
+            [
+                nnx.Linear(a, b, use_bias=False, rngs=rngs)
+                for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
+        )
 
     def __call__(self, x_bd: jax.Array) -> jax.Array:
         for layer in self.layers:
@@ -163,8 +165,10 @@ def test_masks_of_sharded_parameters_are_the_same(eight):
     place = NamedSharding(eight, PartitionSpec("fsdp", "tensor"))
     sharded = {path: jax.device_put(PARAMS[path], place) for path in KERNELS}
     for method in (
-        lambda p: masks.random(KEY, p, 0.3), lambda p: masks.magnitude(p, 0.3),
-        lambda p: masks.magnitude(p, 0.3, "global"), lambda p: masks.n_m(p, 1, 2),
+        lambda p: masks.random(KEY, p, 0.3),
+        lambda p: masks.magnitude(p, 0.3),
+        lambda p: masks.magnitude(p, 0.3, "global"),
+        lambda p: masks.n_m(p, 1, 2),
     ):
         one, many = method({path: PARAMS[path] for path in KERNELS}), jax.jit(method)(sharded)
         for path in KERNELS:
@@ -205,7 +209,9 @@ def test_snip_is_weight_times_gradient(linears):
     scores = [first * (x.T @ out_gradient @ second.T), second * ((x @ first).T @ out_gradient)]
     flat = largest(np.concatenate([np.abs(s).ravel() for s in scores]), 14)
     found = masks.snip(
-        linears, squared, {"inputs": x, "targets": y},
+        linears,
+        squared,
+        {"inputs": x, "targets": y},
         {"layers/0/kernel": 10, "layers/1/kernel": 4},
     )
     np.testing.assert_array_equal(
@@ -289,9 +295,7 @@ def test_synflow_takes_running_statistics_by_magnitude():
 
 def test_sparse_weights_have_the_deviation_of_their_fan_in():
     params = {"conv/kernel": jnp.zeros((3, 3, 64, 64)), "query/kernel": jnp.zeros((512, 4, 16))}
-    found = {
-        path: jnp.arange(p.size).reshape(p.shape) % 4 == 0 for path, p in params.items()
-    }
+    found = {path: jnp.arange(p.size).reshape(p.shape) % 4 == 0 for path, p in params.items()}
     weights, uniform = (
         {path: np.asarray(p) for path, p in train.sparse_init(KEY, params, found, *way).items()}
         for way in ((), ("uniform",))

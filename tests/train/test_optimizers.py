@@ -105,9 +105,18 @@ def test_an_adafactor_step_is_relative_to_the_parameter():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("learning_rate", 0.0), ("learning_rate", float("nan")), ("warmup_steps", -1),
-        ("end_rate", 1.5), ("weight_decay", -0.1), ("clip_norm", 0.0), ("b1", 1.0), ("b2", -0.1),
-        ("eps", 0.0), ("momentum", 1.0), ("name", "adam"), ("schedule", "step"),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("warmup_steps", -1),
+        ("end_rate", 1.5),
+        ("weight_decay", -0.1),
+        ("clip_norm", 0.0),
+        ("b1", 1.0),
+        ("b2", -0.1),
+        ("eps", 0.0),
+        ("momentum", 1.0),
+        ("name", "adam"),
+        ("schedule", "step"),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):

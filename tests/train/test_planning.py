@@ -31,6 +31,7 @@ ROWS, LENGTH = 8, 32
 
 def planned(mesh, model=MODEL, optimizer="adamw"):
     """Step, plan and batch of a small model."""
+
     def build(rngs):
         return models.TransformerLM(model, rngs=rngs)
 
@@ -96,10 +97,16 @@ def all_reduce(group, span, sent):
 
 def made_up(**changed):
     fields = {
-        "arguments": 3 << 30, "temporaries": 2 << 30, "outputs": 0, "gradients": 1 << 30,
-        "flops": 197e12 * 0.5, "traffic": 819e9 * 0.1,
+        "arguments": 3 << 30,
+        "temporaries": 2 << 30,
+        "outputs": 0,
+        "gradients": 1 << 30,
+        "flops": 197e12 * 0.5,
+        "traffic": 819e9 * 0.1,
         "collectives": (all_reduce(4, 4, 200e9 * 0.2),),
-        "unknown_loops": 0, "optimal_seconds": None, "compile_seconds": 1.0,
+        "unknown_loops": 0,
+        "optimal_seconds": None,
+        "compile_seconds": 1.0,
     }
     return StepCost(**fields | changed)
 
@@ -161,10 +168,17 @@ def test_chips_that_there_are_not_are_named():
 def dry_run(*flags, variant="smoke", **environment):
     return subprocess.run(
         [
-            sys.executable, "-m", "experiments.block_recurrent", "--dry_run",
-            f"--config=configs/block_recurrent.py:{variant}", *flags,
+            sys.executable,
+            "-m",
+            "experiments.block_recurrent",
+            "--dry_run",
+            f"--config=configs/block_recurrent.py:{variant}",
+            *flags,
         ],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
     )
 
@@ -188,8 +202,11 @@ def test_the_smoke_step_compiles_for_a_tpu_topology():
 def benchmark(*flags):
     """`benchmarks.tpu_attention` of the smoke test's model."""
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.tpu_attention", "--row=smoke", *flags], cwd=ROOT,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "benchmarks.tpu_attention", "--row=smoke", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
     )
 

@@ -87,8 +87,10 @@ def test_traffic_of_one_addition_is_its_arrays():
 def test_a_sum_over_axes_is_an_all_reduce_along_them(mesh, axes, group):
     # The contracted dimension is sharded: every device adds its part of [8, 32] to the others'.
     program = compiled(
-        mesh, lambda x, y: jax.lax.with_sharding_constraint(x @ y, NamedSharding(mesh, P())),
-        ((8, 64), P(None, axes)), ((64, 32), P(axes)),
+        mesh,
+        lambda x, y: jax.lax.with_sharding_constraint(x @ y, NamedSharding(mesh, P())),
+        ((8, 64), P(None, axes)),
+        ((64, 32), P(axes)),
     )
     (found,) = collectives(program, mesh)
     assert (found.kind, found.axes, found.group, found.count) == ("all-reduce", axes, group, 1)
@@ -99,7 +101,8 @@ def test_a_sum_over_axes_is_an_all_reduce_along_them(mesh, axes, group):
 
 def test_what_is_gathered_is_the_whole(mesh):
     program = compiled(
-        mesh, lambda x: jax.lax.with_sharding_constraint(x * 2, NamedSharding(mesh, P())),
+        mesh,
+        lambda x: jax.lax.with_sharding_constraint(x * 2, NamedSharding(mesh, P())),
         ((64, 32), P("fsdp")),
     )
     (found,) = collectives(program, mesh)
@@ -130,11 +133,14 @@ def test_a_collective_in_a_loop_counts_as_often_as_it_runs(mesh):
         ("replica_groups=[2,4]<=[2,2,2]T(2,1,0)", [[0, 4, 2, 6], [1, 5, 3, 7]], ("data", "fsdp")),
         (
             "replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b'}",
-            [[0, 1], [2, 3], [4, 5], [6, 7]], ("tensor",),
+            [[0, 1], [2, 3], [4, 5], [6, 7]],
+            ("tensor",),
         ),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [[0, 4], [1, 5], [2, 6], [3, 7]], ("data",)),
         (
-            "replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]], ("fsdp",),
+            "replica_groups=mesh['a'=8] {'a':(2)2}",
+            [[0, 2], [1, 3], [4, 6], [5, 7]],
+            ("fsdp",),
         ),
         ("replica_groups={}", [list(range(8))], ("data", "fsdp", "tensor")),
         ("source_target_pairs={{0,2},{2,0},{4,6}}", [[0, 2], [2, 0], [4, 6]], ("fsdp",)),

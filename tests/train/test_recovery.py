@@ -18,7 +18,12 @@ from jaxlab.train import recovery
 from jaxlab.train.loop import Run
 
 CONFIG = train.TrainConfig(
-    steps=14, batch_size=8, log_every=2, save_every=4, keep_last=2, on_divergence="skip",
+    steps=14,
+    batch_size=8,
+    log_every=2,
+    save_every=4,
+    keep_last=2,
+    on_divergence="skip",
     optimizer=train.OptimizerConfig("adamw", learning_rate=1e-2, warmup_steps=2),
 )
 
@@ -26,8 +31,13 @@ CONFIG = train.TrainConfig(
 def start(toy, workdir, stream, config=CONFIG, hooks=()):
     workdir.mkdir(exist_ok=True)
     return train.run_training(
-        config, build=toy.build, objective=toy.objective, stream=stream, workdir=workdir,
-        init_carry=lambda rows: toy.carry(rows)(), hooks=hooks,
+        config,
+        build=toy.build,
+        objective=toy.objective,
+        stream=stream,
+        workdir=workdir,
+        init_carry=lambda rows: toy.carry(rows)(),
+        hooks=hooks,
     )[1]
 
 
@@ -73,8 +83,9 @@ def rows(workdir):
 def assert_same(workdir, run, other_workdir, other):
     for a, b in zip(
         jax.tree.leaves((run.state.params, run.state.opt_state, run.state.carry, run.state.step)),
-        jax.tree.leaves((other.state.params, other.state.opt_state, other.state.carry,
-                         other.state.step)),
+        jax.tree.leaves(
+            (other.state.params, other.state.opt_state, other.state.carry, other.state.step)
+        ),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -260,9 +271,7 @@ def test_fields_out_of_range_are_named(fields, words):
         dataclasses.replace(CONFIG, **fields)
 
 
-def test_a_signal_before_a_skip_ends_the_run_which_skips_when_it_continues(
-    toy, streams, tmp_path
-):
+def test_a_signal_before_a_skip_ends_the_run_which_skips_when_it_continues(toy, streams, tmp_path):
     class Signal(train.Hook):
         def after_step(self, run):
             if run.step == 7:

@@ -86,7 +86,10 @@ def test_density_one_is_the_unmasked_training_to_the_bit(toy, one, name):
     for state in (
         trained(toy, one, train.sparsify(inner, full), 20),
         trained(
-            toy, one, optimizer, 20,
+            toy,
+            one,
+            optimizer,
+            20,
             lambda view, state: train.start_sparse(config, optimizer, view, state),
         ),
     ):
@@ -141,9 +144,7 @@ def normal(*shape, seed=0):
 def test_gradual_pruning_follows_the_cubic_schedule():
     params = {"kernel": normal(25, 40)}
     change = train.Gradual({"kernel": 200}, begin=4, end=12, every=2)
-    optimizer = train.sparsify(
-        optax.sgd(0.0), {"kernel": jnp.ones((25, 40), bool)}, change
-    )
+    optimizer = train.sparsify(optax.sgd(0.0), {"kernel": jnp.ones((25, 40), bool)}, change)
     counts, before = [], np.ones((25, 40), bool)
     for _, state in updated(optimizer, params, lambda t: params, 20):
         mask = state.masks["kernel"]
@@ -167,9 +168,9 @@ def test_rigl_drops_the_smallest_and_grows_by_gradient():
     kernel[~mask] = 0
     change = train.Regrow("gradient", end=8, drop=0.5, every=2)
     optimizer = train.sparsify(optax.adam(1e-2), {"kernel": jnp.asarray(mask)}, change)
-    runs = list(updated(
-        optimizer, {"kernel": jnp.asarray(kernel)}, lambda t: {"kernel": gradients[t]}, 9
-    ))
+    runs = list(
+        updated(optimizer, {"kernel": jnp.asarray(kernel)}, lambda t: {"kernel": gradients[t]}, 9)
+    )
     for t, (params, state) in enumerate(runs):
         now, after = params["kernel"], state.masks["kernel"]
         adam = state.inner[0]
@@ -227,8 +228,11 @@ def test_a_step_without_a_change_copies_nothing_but_masks():
     assert any(each.opcode in ("while", "call") for each in entry) and "conditional(" in text
     assert not any(each.opcode == "conditional" for each in entry)  # that of ties is in the loop
     copies = [
-        array.dtype for each in entry if each.opcode == "copy" or "copy" in each.name
-        for array in each.result if array.shape == (64, 48)
+        array.dtype
+        for each in entry
+        if each.opcode == "copy" or "copy" in each.name
+        for array in each.result
+        if array.shape == (64, 48)
     ]
     assert copies == ["pred"]
 
@@ -241,8 +245,10 @@ def test_set_grows_at_random_under_its_seed():
         change = train.Regrow("random", end=20, every=3, seed=seed)
         optimizer = train.sparsify(optax.sgd(0.0), masks, change)
         params_at = apply_masks(params, masks)
-        return [state.masks["kernel"] for _, state in updated(
-            optimizer, params_at, lambda t: params, 14)]
+        return [
+            state.masks["kernel"]
+            for _, state in updated(optimizer, params_at, lambda t: params, 14)
+        ]
 
     first, again, other = run(0), run(0), run(1)
     assert all(mask.sum() == 40 for mask in first)
@@ -277,7 +283,12 @@ def test_bad_input_is_named(make, words):
 # Whole runs.
 
 CONFIG = train.TrainConfig(
-    steps=12, batch_size=8, log_every=4, save_every=5, keep_last=1, mesh=MeshConfig(data=-1),
+    steps=12,
+    batch_size=8,
+    log_every=4,
+    save_every=5,
+    keep_last=1,
+    mesh=MeshConfig(data=-1),
     optimizer=train.OptimizerConfig("adamw", learning_rate=1e-2, weight_decay=0.1),
 )
 RIGL = train.SparsityConfig("rigl", 0.5, rule="uniform", every=3, end=9)
@@ -286,8 +297,13 @@ RIGL = train.SparsityConfig("rigl", 0.5, rule="uniform", every=3, end=9)
 def run(toy, workdir, sparsity, hooks=()):
     workdir.mkdir(exist_ok=True)
     return train.run_training(
-        CONFIG, build=toy.build, objective=toy.objective, stream=toy.Numbers(), workdir=workdir,
-        sparsity=sparsity, hooks=hooks,
+        CONFIG,
+        build=toy.build,
+        objective=toy.objective,
+        stream=toy.Numbers(),
+        workdir=workdir,
+        sparsity=sparsity,
+        hooks=hooks,
     )
 
 
@@ -310,7 +326,8 @@ def test_a_sparse_run_is_taken_up_to_the_bit(toy, tmp_path):
     assert_masked(again.state, {"up/kernel": 16, "down/kernel": 8})
     for a, b in zip(
         jax.tree.leaves((whole.state.params, whole.state.opt_state)),
-        jax.tree.leaves((again.state.params, again.state.opt_state)), strict=True,
+        jax.tree.leaves((again.state.params, again.state.opt_state)),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)
     restored = train.masks.nonzero(train.restore_params(tmp_path / "broken"))
@@ -333,7 +350,11 @@ def start(toy, one, config, objective=None, batch=None):
     dense = jax.tree.map(jnp.copy, state.params)
     batch = next(toy.Numbers()) if batch is None else batch
     state = train.start_sparse(
-        config, optimizer, view, state, objective=objective or toy.objective,
+        config,
+        optimizer,
+        view,
+        state,
+        objective=objective or toy.objective,
         batch=batch,
     )
     return dense, state
@@ -344,8 +365,15 @@ def start(toy, one, config, objective=None, batch=None):
     [
         ({"density": 0.5}, {"up/kernel": 13, "down/kernel": 11}),
         ({"density": None, "total": 21, "rule": "level"}, {"up/kernel": 11, "down/kernel": 10}),
-        ({"method": "magnitude", "own_params": ("up/*",), "own_densities": (1.0,), "density": 0.5},
-         {"down/kernel": 8}),
+        (
+            {
+                "method": "magnitude",
+                "own_params": ("up/*",),
+                "own_densities": (1.0,),
+                "density": 0.5,
+            },
+            {"down/kernel": 8},
+        ),
         ({"method": "n_m", "density": None, "n": 1}, {"up/kernel": 8, "down/kernel": 4}),
         ({"method": "gradual", "density": 0.5}, {"up/kernel": 32, "down/kernel": 16}),
         ({"method": "set", "density": 0.5, "rule": "uniform"}, {"up/kernel": 16, "down/kernel": 8}),
@@ -416,8 +444,13 @@ def test_fields_of_a_config_are_checked(fields, words):
 
 def test_a_config_is_set_from_the_command_line_and_kept_as_json():
     flags = {
-        "method": "rigl", "density": "none", "total": "26432", "rule": "level",
-        "own_params": "*_0/*", "own_densities": "1.0", "end": "50",
+        "method": "rigl",
+        "density": "none",
+        "total": "26432",
+        "rule": "level",
+        "own_params": "*_0/*",
+        "own_densities": "1.0",
+        "end": "50",
     }
     config = override(train.SparsityConfig(), flags)
     assert config == train.SparsityConfig(

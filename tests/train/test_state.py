@@ -28,9 +28,7 @@ def test_the_mesh_does_not_change_the_parameters(toy, one, eight):
 
 
 def test_nothing_is_allocated_by_a_plan(toy, eight):
-    plan = train.plan_state(
-        toy.build, optax.adam(1e-3), key=0, mesh=eight, carry=toy.carry()
-    )
+    plan = train.plan_state(toy.build, optax.adam(1e-3), key=0, mesh=eight, carry=toy.carry())
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(plan.abstract))
     state = plan.init()
     planned = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), plan.abstract)
@@ -52,7 +50,8 @@ def test_factored_moments_are_sharded_like_the_axis_they_keep(eight):
         if len(leaf.shape) == 1 and leaf.shape[0] > 1
     }
     assert {shape: tuple(spec) for shape, spec in found.items()} == {
-        (128,): ("fsdp",), (256,): ("tensor",)
+        (128,): ("fsdp",),
+        (256,): ("tensor",),
     }
 
 

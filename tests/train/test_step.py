@@ -17,15 +17,11 @@ def run_steps(toy, mesh, objective, *, count=3, accumulate=1, carry=True, stream
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     make_carry = toy.carry() if carry else None
     view, state, _ = toy.make_state(mesh, optimizer, carry=make_carry)
-    step = train.make_step(
-        view, objective, optimizer, mesh=mesh, accumulate=accumulate, **kwargs
-    )
+    step = train.make_step(view, objective, optimizer, mesh=mesh, accumulate=accumulate, **kwargs)
     stream = stream or toy.Numbers()
     for _ in range(count):
         state = step(state, next(stream))
-    return step, jax.device_get(
-        (state.params, state.carry, state.metrics)
-    )
+    return step, jax.device_get((state.params, state.carry, state.metrics))
 
 
 def assert_close(a, b, tolerance):
@@ -108,9 +104,7 @@ def test_a_step_is_the_gradient_step_of_the_objective(toy, one):
     optimizer = optax.sgd(0.1)
     view, state, _ = toy.make_state(one, optimizer)
     batch, params = next(toy.Numbers()), jax.tree.map(jnp.array, state.params)
-    grads = jax.grad(
-        lambda p: toy.quiet_objective(view.bind(p), batch, None, None).value
-    )(params)
+    grads = jax.grad(lambda p: toy.quiet_objective(view.bind(p), batch, None, None).value)(params)
     state = train.make_step(view, toy.quiet_objective, optimizer, mesh=one)(state, batch)
     for path, grad in grads.items():
         np.testing.assert_allclose(state.params[path], params[path] - 0.1 * grad, atol=1e-6)
@@ -191,9 +185,7 @@ def test_copies_that_are_reduced_once_normalise_by_their_own_rows(toy, one, eigh
 def test_reduce_once_refuses_stored_random_state(toy, one):
     view, _, _ = train.init_state(Normed, optax.sgd(0.0), key=0, mesh=one)
     with pytest.raises(UsageError, match="reduce_once takes models .* got 'drop/"):
-        train.make_step(
-            view, toy.quiet_objective, optax.sgd(0.0), mesh=one, reduce_once=True
-        )
+        train.make_step(view, toy.quiet_objective, optax.sgd(0.0), mesh=one, reduce_once=True)
 
 
 def test_a_batch_without_targets_changes_nothing_but_stays_finite(toy, one):
@@ -202,9 +194,7 @@ def test_a_batch_without_targets_changes_nothing_but_stays_finite(toy, one):
         view, state, _ = toy.make_state(one, optimizer)
         before = jax.device_get(state.params)
         batch = next(toy.Numbers()) | {"mask": np.zeros(8, bool)}
-        step = train.make_step(
-            view, toy.objective, optimizer, mesh=one, accumulate=accumulate
-        )
+        step = train.make_step(view, toy.objective, optimizer, mesh=one, accumulate=accumulate)
         state = step(state, batch)
         jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
         assert float(state.metrics["loss"][1]) == 0
@@ -235,8 +225,9 @@ class Normed(nnx.Module):
 
 def test_running_statistics_and_random_counts_are_kept(toy, one):
     optimizer = optax.sgd(0.0)
-    view, state, _ = train.init_state(Normed, optimizer, key=0, mesh=one, metric_names=(
-        "grad_norm", "input", "loss"))
+    view, state, _ = train.init_state(
+        Normed, optimizer, key=0, mesh=one, metric_names=("grad_norm", "input", "loss")
+    )
     step = train.make_step(view, toy.quiet_objective, optimizer, mesh=one)
     model = view.model(*jax.tree.map(jnp.copy, (state.params, state.model_state)))
     stream = toy.Numbers()

@@ -14,7 +14,11 @@ from jaxlab.core import MeshConfig, UsageError
 from jaxlab.results import read_metrics
 
 CONFIG = train.TrainConfig(
-    steps=10, batch_size=8, log_every=3, save_every=5, keep_last=1,
+    steps=10,
+    batch_size=8,
+    log_every=3,
+    save_every=5,
+    keep_last=1,
     optimizer=train.OptimizerConfig("adamw", learning_rate=1e-2, warmup_steps=2, weight_decay=0.1),
 )
 
@@ -33,9 +37,15 @@ class Kill(train.Hook):
 def start(toy, workdir, config=CONFIG, hooks=(), stream=None):
     workdir.mkdir(exist_ok=True)
     return train.run_training(
-        config, build=toy.build, objective=toy.objective, stream=stream or toy.Numbers(),
-        workdir=workdir, init_carry=lambda rows: toy.carry(rows)(), hooks=hooks,
-        tokens_per_step=8, evaluate=lambda state: {"held_out/step": float(state.step)},
+        config,
+        build=toy.build,
+        objective=toy.objective,
+        stream=stream or toy.Numbers(),
+        workdir=workdir,
+        init_carry=lambda rows: toy.carry(rows)(),
+        hooks=hooks,
+        tokens_per_step=8,
+        evaluate=lambda state: {"held_out/step": float(state.step)},
     )
 
 
@@ -153,7 +163,9 @@ def test_rows_that_do_not_divide_over_the_devices_are_refused(toy):
 def test_a_description_comes_from_shapes(toy):
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     lines = train.describe(
-        config, build=lambda rngs: toy.Net(rngs, 1024), init_carry=lambda rows: toy.carry(rows)(),
+        config,
+        build=lambda rngs: toy.Net(rngs, 1024),
+        init_carry=lambda rows: toy.carry(rows)(),
         tokens_per_step=100,
     )
     text = "\n".join(lines)

@@ -49,8 +49,9 @@ def end():
 
 
 def fit(step, hooks, steps=6):
-    return train.fit(step, State(jnp.zeros((), jnp.int32)), itertools.count(), steps=steps,
-                     hooks=hooks)
+    return train.fit(
+        step, State(jnp.zeros((), jnp.int32)), itertools.count(), steps=steps, hooks=hooks
+    )
 
 
 def test_a_run_that_goes_on_is_left_alone(end):

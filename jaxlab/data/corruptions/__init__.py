@@ -17,6 +17,12 @@ from jaxlab.data.corruptions.catalogue import corrupt as corrupt
 from jaxlab.data.corruptions.catalogue import make as make
 
 __all__ = [
-    "EVALUATED_NAMES", "EXTRA_NAMES", "NAMES", "OWN_NAMES", "SEVERITIES", "Corruption", "corrupt",
+    "EVALUATED_NAMES",
+    "EXTRA_NAMES",
+    "NAMES",
+    "OWN_NAMES",
+    "SEVERITIES",
+    "Corruption",
+    "corrupt",
     "make",
 ]

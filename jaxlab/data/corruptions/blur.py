@@ -63,6 +63,7 @@ def zoom_constants(size: tuple[int, int], end: float) -> tuple[np.ndarray, np.nd
 @on_unit_interval
 def zoom(key: jax.Array, x_hwc: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The mean of the image and its zooms; no randomness."""
+
     # One after the other, so that where all are equal their sum is rounded as in the published
     # sets, and cutting off gives the same level.
     def add(total_hwc: jax.Array, matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:

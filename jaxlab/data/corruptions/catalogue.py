@@ -62,17 +62,17 @@ _QUALITIES = _each(80, 65, 58, 50, 40)
 # Parameters of CIFAR-10-C (arXiv 1903.12261), which differ from those of its ImageNet sets.
 KINDS = {
     "gaussian_noise": Kind(_each(0.04, 0.06, 0.08, 0.09, 0.10), noise.gaussian_noise),
-    "shot_noise": Kind(
-        _each(500, 250, 100, 75, 50), noise.shot_noise, noise.shot_constants
-    ),
+    "shot_noise": Kind(_each(500, 250, 100, 75, 50), noise.shot_noise, noise.shot_constants),
     "impulse_noise": Kind(_each(0.01, 0.02, 0.03, 0.05, 0.07), noise.impulse_noise),
     "defocus_blur": Kind(
         ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        blur.filtered, blur.defocus_constants,
+        blur.filtered,
+        blur.defocus_constants,
     ),
     "glass_blur": Kind(
         ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-        blur.glass, blur.glass_constants,
+        blur.glass,
+        blur.glass_constants,
     ),
     "motion_blur": Kind(
         ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), blur.motion, blur.motion_constants
@@ -86,7 +86,8 @@ KINDS = {
             (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
-        weather.snow, weather.snow_constants,
+        weather.snow,
+        weather.snow_constants,
     ),
     "frost": Kind(_FROST, weather.frost, one_channel=False),
     "fog": Kind(((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)), weather.fog),
@@ -96,7 +97,8 @@ KINDS = {
     "contrast": Kind(_each(0.75, 0.5, 0.4, 0.3, 0.15), digital.contrast),
     "elastic_transform": Kind(
         ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        digital.elastic_transform, digital.elastic_constants,
+        digital.elastic_transform,
+        digital.elastic_constants,
     ),
     "pixelate": Kind(
         _each(0.95, 0.9, 0.85, 0.75, 0.65), digital.pixelate, digital.pixelate_constants
@@ -112,7 +114,9 @@ KINDS = {
             (0.65, 0.1, 0.7, 0.69, 0.6, 1),
             (0.65, 0.1, 0.5, 0.68, 0.6, 1),
         ),
-        spatter.spatter, spatter.spatter_constants, one_channel=False,
+        spatter.spatter,
+        spatter.spatter_constants,
+        one_channel=False,
     ),
     "saturate": Kind(
         ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), digital.saturate, one_channel=False
@@ -224,8 +228,12 @@ class Corruption:
 
 
 def make(
-    name: str, severity: int, *, any_size: bool = False,
-    frost_folder: str | os.PathLike[str] | None = None, swap: bool = False,
+    name: str,
+    severity: int,
+    *,
+    any_size: bool = False,
+    frost_folder: str | os.PathLike[str] | None = None,
+    swap: bool = False,
 ) -> Corruption:
     """The corruption of this name and severity: `(key, images_u8_bhwc) -> images_u8_bhwc`.
 
@@ -319,7 +327,10 @@ def _index(index: Any, num_images: int) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _corrupt_chunk(
-    function: Callable[..., jax.Array], constants: tuple, key: jax.Array, images_bhwc: jax.Array,
+    function: Callable[..., jax.Array],
+    constants: tuple,
+    key: jax.Array,
+    images_bhwc: jax.Array,
     index: jax.Array,
 ) -> jax.Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)

@@ -84,8 +84,12 @@ def pixelate_constants(size: tuple[int, int], share: float) -> tuple[np.ndarray,
 
 
 def pixelate(
-    key: jax.Array, image_hwc: jax.Array, rows_ih: jax.Array, columns_jw: jax.Array,
-    row_h: jax.Array, column_w: jax.Array,
+    key: jax.Array,
+    image_hwc: jax.Array,
+    rows_ih: jax.Array,
+    columns_jw: jax.Array,
+    row_h: jax.Array,
+    column_w: jax.Array,
 ) -> jax.Array:
     """Fewer pixels, and back: means over boxes, rounded after each direction as Pillow does."""
     exact = jax.lax.Precision.HIGHEST
@@ -109,8 +113,13 @@ def elastic_constants(
 
 @on_unit_interval
 def elastic_transform(
-    key: jax.Array, x_hwc: jax.Array, amplitude: jax.Array, rows: jax.Array, columns: jax.Array,
-    reach: jax.Array, points_3xy: jax.Array,
+    key: jax.Array,
+    x_hwc: jax.Array,
+    amplitude: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    reach: jax.Array,
+    points_3xy: jax.Array,
 ) -> jax.Array:
     """An affine map, then a displacement of every pixel; both linear between pixels.
 
@@ -131,9 +140,7 @@ def _affine(x_hwc: jax.Array, from_3xy: jax.Array, to_3xy: jax.Array) -> jax.Arr
     """The image moved so that three points of it come to lie on three others."""
     h, w, _ = x_hwc.shape
     # Where each pixel comes from: in the coordinates that the moved triangle spans.
-    a, b, a_from, b_from = (
-        points[i] - points[1] for points in (to_3xy, from_3xy) for i in (0, 2)
-    )
+    a, b, a_from, b_from = (points[i] - points[1] for points in (to_3xy, from_3xy) for i in (0, 2))
     y_hw, x_hw = jnp.mgrid[:h, :w].astype(jnp.float32)
     x_hw, y_hw = x_hw - to_3xy[1, 0], y_hw - to_3xy[1, 1]
     area = a[0] * b[1] - a[1] * b[0]

@@ -28,7 +28,12 @@ EMBOSS = np.array([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
 def spatter_constants(
-    size: tuple[int, int], mean: float, std: float, sigma: float, threshold: float, strength: float,
+    size: tuple[int, int],
+    mean: float,
+    std: float,
+    sigma: float,
+    threshold: float,
+    strength: float,
     mud: int,
 ) -> tuple:
     """Matrices of the blurs; `strength` is the weight of water, and the blur of mud."""
@@ -39,8 +44,15 @@ def spatter_constants(
 
 @on_unit_interval
 def spatter(
-    key: jax.Array, x_hwc: jax.Array, mean: jax.Array, std: jax.Array, blur: tuple[jax.Array, ...],
-    threshold: jax.Array, strength: jax.Array, soft: tuple[jax.Array, ...], mud: jax.Array,
+    key: jax.Array,
+    x_hwc: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    blur: tuple[jax.Array, ...],
+    threshold: jax.Array,
+    strength: jax.Array,
+    soft: tuple[jax.Array, ...],
+    mud: jax.Array,
 ) -> jax.Array:
     """Blurred noise above a threshold is liquid: water whose drops shine at one side, or mud."""
     liquid_hwc = mean + std * jax.random.normal(key, (*x_hwc.shape[:2], 1), jnp.float32)

@@ -65,8 +65,14 @@ def fog(key: jax.Array, x_hwc: jax.Array, amount: jax.Array, decay: jax.Array) -
 
 
 def snow_constants(
-    size: tuple[int, int], mean: float, std: float, zoom: float, threshold: float, radius: float,
-    sigma: float, kept: float,
+    size: tuple[int, int],
+    mean: float,
+    std: float,
+    zoom: float,
+    threshold: float,
+    radius: float,
+    sigma: float,
+    kept: float,
 ) -> tuple[np.ndarray | float, ...]:
     """Matrices of the zoom and weights of the motion in the place of their parameters."""
     rows, columns = (zoom_matrix(n, zoom)[None] for n in size)
@@ -75,8 +81,15 @@ def snow_constants(
 
 @on_unit_interval
 def snow(
-    key: jax.Array, x_hwc: jax.Array, mean: jax.Array, std: jax.Array, rows: jax.Array,
-    columns: jax.Array, threshold: jax.Array, taps: jax.Array, kept: jax.Array,
+    key: jax.Array,
+    x_hwc: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    threshold: jax.Array,
+    taps: jax.Array,
+    kept: jax.Array,
 ) -> jax.Array:
     """A paler image, and flakes in motion within 45 degrees of upright.
 
@@ -84,9 +97,7 @@ def snow(
     they move, rounded after.
     """
     of_flakes, of_angle = jax.random.split(key)
-    flakes_hwc = mean + std * jax.random.normal(
-        of_flakes, (*x_hwc.shape[:2], 1), jnp.float32
-    )
+    flakes_hwc = mean + std * jax.random.normal(of_flakes, (*x_hwc.shape[:2], 1), jnp.float32)
     flakes_hwc = separable(flakes_hwc, rows, columns)
     flakes_hwc = cut_off(jnp.where(flakes_hwc < threshold, 0, flakes_hwc) * 255)
     degrees = jax.random.uniform(of_angle, (), jnp.float32, -135, -45)
@@ -96,7 +107,11 @@ def snow(
 
 
 def frost(
-    key: jax.Array, image_hwc: jax.Array, kept: jax.Array, amount: jax.Array, photos: jax.Array,
+    key: jax.Array,
+    image_hwc: jax.Array,
+    kept: jax.Array,
+    amount: jax.Array,
+    photos: jax.Array,
     sizes: jax.Array,
 ) -> jax.Array:
     """`kept x + amount photo`, a random part of a random photograph, in levels, cut off.
