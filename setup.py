@@ -62,7 +62,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["jaxlab", "jaxlab.*"]),
-    package_data={"jaxlab": ["py.typed", "nn/*.cc", "nn/*.h"]},
+    package_data={"jaxlab": ["py.typed", "nn/cpu/*.cc", "nn/cpu/*.h"]},
     include_package_data=False,
     zip_safe=False,
     install_requires=RUNTIME,

@@ -15,7 +15,7 @@ For each preset (forward and backward, float32, state carried, no optimiser):
   before the first: `train.keep_place`);
 * `compilations_after_first_step`: counted by jax itself.
 
-`--kernel=compiled` takes the compiled code of `jaxlab.nn.compiled` for attention and products.
+`--kernel=compiled` takes the compiled code of `jaxlab.nn.cpu.compiled` for attention and products.
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
 and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
 and we take turns, `--rounds` times.

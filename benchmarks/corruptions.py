@@ -24,7 +24,7 @@ CHUNK = 64
 
 def main() -> None:
     """Measures the corruptions and the kept sets; prints a line for each."""
-    from jaxlab.data import corruptions
+    from jaxlab.data.images import corruptions
 
     names = (*corruptions.EVALUATED_NAMES, *corruptions.EXTRA_NAMES)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -55,7 +55,7 @@ def measure(name: str, images) -> dict:
     """Times one corruption at each severity."""
     import jax
 
-    from jaxlab.data import corruptions
+    from jaxlab.data.images import corruptions
 
     key, first, seconds = jax.random.key(0), 0.0, 0.0
     for severity in corruptions.SEVERITIES:

@@ -61,7 +61,7 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
     def run_of(method: str | None, every: int) -> Any:
         optimizer, sparsity = optax.adamw(1e-3, weight_decay=0.1), None
         if method is not None:
-            sparsity = train.SparsityConfig(method, 0.1, every=every, end=2**30)
+            sparsity = sparsity.SparsityConfig(method, 0.1, every=every, end=2**30)
             optimizer = sparsity.optimizer(optimizer, 2**30)
         view, state, _ = train.init_state(
             config.build,
@@ -71,7 +71,7 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
             metric_names=("accuracy", "grad_norm", "loss"),
         )
         if sparsity is not None:
-            state = train.start_sparse(sparsity, optimizer, view, state)
+            state = sparsity.start_sparse(sparsity, optimizer, view, state)
         step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
         place = {name: jax.device_put(rows) for name, rows in batch.items()}
         kept = [step(state, place)]

@@ -63,8 +63,8 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
     from benchmarks.utilisation import prepared
     from configs.block_recurrent import VARIANTS
     from jaxlab.core import MeshConfig, make_mesh, use_devices
-    from jaxlab.train.planning import bounds, step_cost
-    from jaxlab.train.pods import tpu_pod
+    from jaxlab.planning.pods import tpu_pod
+    from jaxlab.planning.step_cost import bounds, step_cost
 
     config, pod = VARIANTS[args.row](), tpu_pod(args.topology)
     model = dataclasses.replace(
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
     with use_devices(pod.devices, pod.platform):
         mesh = make_mesh(MeshConfig(data=-1, tensor=args.tensor))
         step, plan, batch = prepared(config, rows, mesh)
-        cost = step_cost(step, plan, batch, mesh)
+        cost = step_cost(lambda: step.lower(plan.abstract, batch), plan.abstract.params, mesh)
     assert pod.chip is not None  # a topology names it
     bound = bounds(cost, pod.chip, pod.share)
     return {

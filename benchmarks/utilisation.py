@@ -38,7 +38,7 @@ from jaxlab.core import MeshConfig, View, make_mesh
 from jaxlab.models import TransformerLM
 from jaxlab.models.transformer_lm import compute_dtype
 from jaxlab.objectives import next_token
-from jaxlab.train.planning import step_cost
+from jaxlab.planning.step_cost import step_cost
 
 
 def main() -> None:
@@ -123,7 +123,8 @@ def model_flops(config: Config, rows: int) -> float:
     model = dataclasses.replace(config.model, remat=False, dtype="float32")
     counted = dataclasses.replace(config, model=model)
     mesh = mesh_of(jax.devices("cpu")[0])
-    return step_cost(*prepared(counted, rows, mesh), mesh).flops
+    step, plan, batch = prepared(counted, rows, mesh)
+    return step_cost(lambda: step.lower(plan.abstract, batch), plan.abstract.params, mesh).flops
 
 
 def peak_flops(dtype: Any, repeats: int = 10) -> float:

@@ -137,7 +137,7 @@ class Config:
       classifier: a name of `models.CLASSIFIERS`.
       width, depth: of the dense net, whose number of weights is the capacity.
       densities: of the sparse nets of this capacity; their widths follow.
-      rules: how their weights are shared out over the layers, see `train.densities`.
+      rules: how their weights are shared out over the layers, see `sparsity.densities`.
       falling_width: width of a net that keeps its size and loses capacity; None: no such nets.
       falling_densities: of those nets, beside the dense one.
       depths: of nets of `depth_width` with the capacity of the dense net; empty: none.

@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 
 from configs.block_recurrent import DEFAULT, VARIANTS, Config, SampleConfig, windowed
-from jaxlab import data, evals, probes, results, train
+from jaxlab import analysis, checkpoint, data, evals, planning, probes, results, study, train
 from jaxlab.core import (
     Params,
     View,
@@ -67,8 +67,8 @@ def run(config: Config, record: Record) -> None:
         if config.include_recall:
             more_claims, more_numbers = on_recall(config, record)
             claims, numbers = claims + more_claims, numbers | more_numbers
-        command = train.repeat_command(record, VARIANTS, DEFAULT)
-        record.write_results(claims, train.with_command(numbers, command))
+        command = study.repeat_command(record, VARIANTS, DEFAULT)
+        record.write_results(claims, study.with_command(numbers, command))
     on_main_host(lambda: draw(record))
     on_main_host(lambda: print(closing_words(record)))
 
@@ -256,7 +256,7 @@ def text_claims(
         if seeds == 1:
             return str(documents), documents.high < 0
         pairs = zip(scores[RECURRENT], scores[name], strict=True)
-        over = evals.mean_over_seeds([a.bits_per_byte - b.bits_per_byte for a, b in pairs])
+        over = analysis.mean_over_seeds([a.bits_per_byte - b.bits_per_byte for a, b in pairs])
         return f"{documents} over documents, {over} over seeds", max(documents.high, over.high) < 0
 
     near, far = (
@@ -533,7 +533,9 @@ def sample(
     """Prints the prompt and how the model goes on, while it does."""
     tokenizer = from_dict(Config, record.config).tokenizer()
     settings = SampleConfig(prompt, num_tokens, temperature, top_p)
-    pieces = continuation(train.load_model(record, TransformerLM), tokenizer, settings, seed, stop)
+    pieces = continuation(
+        checkpoint.load_model(record, TransformerLM), tokenizer, settings, seed, stop
+    )
     print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -555,7 +557,7 @@ def sample_path(record: Record) -> Any:
 
 def draw(record: Record) -> None:
     """Figures and report, from what lies in the workdir."""
-    numbers = train.values_of(record.results["numbers"])
+    numbers = study.values_of(record.results["numbers"])
     shown = {
         caption: figures.save(figure, record.figures_dir / f"{name}.png")
         for name, (caption, figure) in text_figures(record, numbers).items()
@@ -567,7 +569,7 @@ def draw(record: Record) -> None:
         figures=shown,
         tables={"Held-out text": comparison(numbers), **seed_table(numbers)},
         samples={"What the block-recurrent model writes": sample_path(record).read_text("utf-8")},
-        commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
+        commands={"the whole run": study.repeat_command(record, VARIANTS, DEFAULT)},
     )
 
 
@@ -738,9 +740,9 @@ def rounded(value: float | None) -> int | None:
 
 def closing_words(record: Record) -> str:
     """What a newcomer wants to know at the end."""
-    numbers = train.values_of(record.results["numbers"])
+    numbers = study.values_of(record.results["numbers"])
     held_out, workdir = numbers["held-out"], record.workdir
-    call = f"{train.python_command()} -m experiments.{record.experiment}"
+    call = f"{study.python_command()} -m experiments.{record.experiment}"
     config = f"--config=configs/{record.experiment}.py:tiny"
     return "\n".join(
         [
@@ -769,7 +771,7 @@ def closing_words(record: Record) -> str:
     )
 
 
-def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
+def plan(config: Config, pod: planning.Pod | None = None) -> list[str]:
     """Size, memory, sharding and length of the trainings on text; the pod is for the first."""
     config.tokenizer()
     types = {"inputs": np.int32, "targets": np.int32, "mask": np.bool_, "start": np.bool_}
@@ -792,8 +794,8 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; see `jaxlab.train.main`."""
-    train.main(
+    """The command line; see `jaxlab.study.main`."""
+    study.main(
         run,
         plan=plan,
         sample=sample,

@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 from configs.sparsity_robustness import DEFAULT, VARIANTS, Config, StressConfig
-from jaxlab import data, evals, results, train
+from jaxlab import analysis, data, evals, planning, results, sparsity, study, train
 from jaxlab.core import View, host_rows, make_mesh, on_main_host, to_dict
 from jaxlab.data import ImageSet, augment, corruptions
 from jaxlab.objectives import classify
@@ -68,7 +68,7 @@ class Net(NamedTuple):
     family: str
     x: float
     model: Any
-    sparsity: train.SparsityConfig | None
+    sparsity: sparsity.SparsityConfig | None
     kept: int
     size: int
 
@@ -83,10 +83,10 @@ def run(config: Config, record: Record) -> None:
             name: accuracy_by_seed(config, record, name, net, training, test, stressed)
             for name, net in found.items()
         }
-        command = train.repeat_command(record, VARIANTS, DEFAULT)
+        command = study.repeat_command(record, VARIANTS, DEFAULT)
         record.write_results(
             claims_of(config, found, accuracy),
-            train.with_command(numbers_of(found, accuracy, training, test), command),
+            study.with_command(numbers_of(found, accuracy, training, test), command),
         )
     on_main_host(lambda: draw(record))
     on_main_host(lambda: print(closing_words(record)))
@@ -99,7 +99,7 @@ def nets(config: Config, images: ImageSet) -> dict[str, Net]:
     found = {"dense": Net(DENSE, 1.0, base, None, capacity, capacity)}
     for rule in config.rules:
         for density in config.densities:
-            match = train.capacity_matched(
+            match = sparsity.capacity_matched(
                 base, density, "width", rule=rule, allow_empty_units=True
             )
             found[f"wide_{rule}_{density:g}"] = Net(
@@ -139,9 +139,9 @@ def wider(rule: str) -> str:
     return f"{WIDER}, {rule}"
 
 
-def sparse(**fields: Any) -> train.SparsityConfig:
+def sparse(**fields: Any) -> sparsity.SparsityConfig:
     """Static random masks, weights drawn for the inputs that are left."""
-    return train.SparsityConfig(
+    return sparsity.SparsityConfig(
         method="random", density=None, init="he", allow_empty_units=True, **fields
     )
 
@@ -149,7 +149,7 @@ def sparse(**fields: Any) -> train.SparsityConfig:
 def kernel_sizes(model: Any) -> int:
     """Weights of all kernels of a model, which is its capacity when dense."""
     params = View.abstract(lambda: model.build(nnx.Rngs(0))).params
-    return sum(math.prod(params[path].shape) for path in train.prunable(params))
+    return sum(math.prod(params[path].shape) for path in sparsity.prunable(params))
 
 
 def stressed_sets(stress: StressConfig, test: ImageSet, record: Record) -> dict[str, np.ndarray]:
@@ -274,10 +274,10 @@ def tested(
 Accuracy = Mapping[str, Sequence[Mapping[str, float]]]
 
 
-def difference(accuracy: Accuracy, test: str, net: str, other: str) -> evals.Interval:
+def difference(accuracy: Accuracy, test: str, net: str, other: str) -> analysis.Interval:
     """Accuracy of a net less that of another, over seeds that they share."""
     pairs = zip(accuracy[net], accuracy[other], strict=True)
-    return evals.mean_over_seeds([a[test] - b[test] for a, b in pairs])
+    return analysis.mean_over_seeds([a[test] - b[test] for a, b in pairs])
 
 
 def claims_of(config: Config, found: Mapping[str, Net], accuracy: Accuracy) -> list[Claim]:
@@ -347,7 +347,7 @@ def falling_claims(config: Config, accuracy: Accuracy, density: float) -> list[C
     for kind, test in KINDS.items():
         rows = zip(*(accuracy[net] for net in (kept, "dense", fallen, "falling_1")), strict=True)
         gains = [(a[test] - b[test]) - (c[test] - d[test]) for a, b, c, d in rows]
-        gain = evals.mean_over_seeds(gains)
+        gain = analysis.mean_over_seeds(gains)
         found.append(
             Claim(
                 f"Robustness to {kind} is lost with capacity, not with density: at density "
@@ -380,7 +380,9 @@ def numbers_of(
         },
         "accuracy %": {
             test: {
-                name: [100 * value for value in evals.mean_over_seeds([a[test] for a in of_seeds])]
+                name: [
+                    100 * value for value in analysis.mean_over_seeds([a[test] for a in of_seeds])
+                ]
                 for name, of_seeds in accuracy.items()
             }
             for test in tests
@@ -402,7 +404,7 @@ def numbers_of(
 
 def draw(record: Record) -> None:
     """Figures and report, from what lies in the workdir."""
-    numbers = train.values_of(record.results["numbers"])
+    numbers = study.values_of(record.results["numbers"])
     shown = {}
     for test, title in TESTS.items():
         for axis, (caption, figure) in curves(numbers, test, title).items():
@@ -413,7 +415,7 @@ def draw(record: Record) -> None:
         summary=summary(record, numbers),
         figures=shown,
         tables={"Accuracy in percent, mean over seeds": comparison(numbers)},
-        commands={"the whole run": train.repeat_command(record, VARIANTS, DEFAULT)},
+        commands={"the whole run": study.repeat_command(record, VARIANTS, DEFAULT)},
     )
 
 
@@ -484,7 +486,7 @@ def summary(record: Record, numbers: Mapping[str, Any]) -> str:
 
 def closing_words(record: Record) -> str:
     """What a reader wants to know at the end."""
-    numbers = train.values_of(record.results["numbers"])
+    numbers = study.values_of(record.results["numbers"])
     return "\n".join(
         [
             "",
@@ -497,7 +499,7 @@ def closing_words(record: Record) -> str:
     )
 
 
-def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
+def plan(config: Config, pod: planning.Pod | None = None) -> list[str]:
     """Size, memory, sharding and length of the trainings; the pod is for the largest net."""
     training = config.data.blank() or config.data.open()[0]
     found = nets(config, training)
@@ -524,8 +526,8 @@ def plan(config: Config, pod: train.Pod | None = None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; see `jaxlab.train.main`."""
-    train.main(run, plan=plan, paper=PAPER, ignore=MAY_CHANGE, argv=argv)
+    """The command line; see `jaxlab.study.main`."""
+    study.main(run, plan=plan, paper=PAPER, ignore=MAY_CHANGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -16,27 +16,37 @@ from typing import TYPE_CHECKING, Any
 from jaxlab._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jaxlab import analysis as analysis
+    from jaxlab import checkpoint as checkpoint
     from jaxlab import core as core
     from jaxlab import data as data
     from jaxlab import evals as evals
     from jaxlab import models as models
     from jaxlab import nn as nn
     from jaxlab import objectives as objectives
+    from jaxlab import planning as planning
     from jaxlab import probes as probes
     from jaxlab import results as results
     from jaxlab import sampling as sampling
+    from jaxlab import sparsity as sparsity
+    from jaxlab import study as study
     from jaxlab import train as train
 
 __all__ = [
+    "analysis",
+    "checkpoint",
     "core",
     "data",
     "evals",
     "models",
     "nn",
     "objectives",
+    "planning",
     "probes",
     "results",
     "sampling",
+    "sparsity",
+    "study",
     "train",
 ]
 

@@ -53,7 +53,7 @@ def optimised() -> dict[str, int | bool]:
 @pytest.fixture(scope="session")
 def compiler() -> None:
     """For tests of compiled code: skips them where it cannot be built."""
-    from jaxlab.nn.compiled import find_compiler
+    from jaxlab.nn.cpu.compiled import find_compiler
 
     if find_compiler() is None:
         pytest.skip("there is no C++ compiler")

@@ -14,16 +14,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room may import those on lower levels and itself; rooms on one level do not know each other.
 LEVELS = (
     ("core",),
-    ("nn", "data", "results", "analysis", "placement"),
-    ("models", "objectives", "sampling", "probes"),
+    ("nn", "data", "results", "analysis", "planning", "placement"),
+    ("models", "objectives", "sampling", "probes", "sparsity", "checkpoint"),
     ("evals", "simulacra"),
     ("train",),
+    ("study",),
     ("configs",),
     ("experiments",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 TREES = ("jaxlab", "configs", "experiments")
-NEVER = {(room, "models") for room in ("probes", "evals", "objectives", "train")}
+NEVER = {(room, "models") for room in ("probes", "evals", "objectives", "train", "study")}
 # The package's own table of contents names every room, and loads none until it is asked for.
 TABLE = pathlib.PurePath("jaxlab/__init__.py")
 VERSION = pathlib.PurePath("jaxlab/_version.py")

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from jaxlab.train.command_line import CTRL_C, DIVERGED, NOT_WRITTEN, RUN_AGAIN, USAGE
+from jaxlab.study.command_line import CTRL_C, DIVERGED, NOT_WRITTEN, RUN_AGAIN, USAGE
 from jaxlab.train.watchdog import STUCK
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
-from jaxlab.data.tokenizers import Tokenizer
+from jaxlab.data.text.tokenizers import Tokenizer
 
 
 class PieceDecoder:

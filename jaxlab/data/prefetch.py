@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from jaxlab.core import UsageError
-from jaxlab.data.framing import require_positive
 from jaxlab.data.state import State
+from jaxlab.data.text.framing import require_positive
 
 log = logging.getLogger(__name__)
 

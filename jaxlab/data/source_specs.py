@@ -6,14 +6,14 @@ import os
 import pathlib
 
 from jaxlab.core import UsageError, nearest
-from jaxlab.data.digits import digits
-from jaxlab.data.image_folder import ImageFolder
-from jaxlab.data.images import ImageSet
-from jaxlab.data.repositories import Repositories
-from jaxlab.data.sources import Source, StandardLibrary, TextFiles
-from jaxlab.data.tex_articles import TexArticles
-from jaxlab.data.tfds_images import TfdsImages
-from jaxlab.data.tfds_text import TfdsText
+from jaxlab.data.images.digits import digits
+from jaxlab.data.images.image_folder import ImageFolder
+from jaxlab.data.images.image_set import ImageSet
+from jaxlab.data.images.tfds_images import TfdsImages
+from jaxlab.data.text.repositories import Repositories
+from jaxlab.data.text.sources import Source, StandardLibrary, TextFiles
+from jaxlab.data.text.tex_articles import TexArticles
+from jaxlab.data.text.tfds_text import TfdsText
 
 _FORMS = (
     "'stdlib', 'tfds:<data set>/<split>', 'text:<folder or file>', "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from jaxlab.evals.accuracy import accuracy_difference as accuracy_difference
-from jaxlab.evals.accuracy import accuracy_interval as accuracy_interval
 from jaxlab.evals.attacks import Attack as Attack
 from jaxlab.evals.attacks import attack_accuracy as attack_accuracy
 from jaxlab.evals.attacks import fgsm as fgsm
@@ -27,9 +25,7 @@ from jaxlab.evals.documents import doubling_edges as doubling_edges
 from jaxlab.evals.documents import evaluate_documents as evaluate_documents
 from jaxlab.evals.gradient_masking import gradient_masking_checks as gradient_masking_checks
 from jaxlab.evals.names import far_names as far_names
-from jaxlab.evals.paired import Interval as Interval
 from jaxlab.evals.paired import bits_per_byte_difference as bits_per_byte_difference
-from jaxlab.evals.paired import mean_over_seeds as mean_over_seeds
 from jaxlab.evals.paired import mean_scores as mean_scores
 from jaxlab.evals.paired import word_perplexity_difference as word_perplexity_difference
 from jaxlab.evals.prediction import predict as predict
@@ -44,12 +40,9 @@ __all__ = [
     "Attack",
     "CardRow",
     "DocumentScores",
-    "Interval",
     "RobustnessCard",
     "WeightNoiseCurve",
     "accuracy_by_block",
-    "accuracy_difference",
-    "accuracy_interval",
     "attack_accuracy",
     "bits_per_byte_difference",
     "corruption_errors",
@@ -62,7 +55,6 @@ __all__ = [
     "gradient_masking_checks",
     "kept_kernels",
     "mean_corruption_error",
-    "mean_over_seeds",
     "mean_scores",
     "perturb_weights",
     "pgd",

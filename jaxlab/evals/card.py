@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxlab.analysis import Interval
+from jaxlab.analysis.accuracy import accuracy_interval
 from jaxlab.core import RULES, Params, Rules, View, named
-from jaxlab.evals.accuracy import accuracy_interval
 from jaxlab.evals.attacks import attack_accuracy, fgsm, pgd
 from jaxlab.evals.classifier import Examples
-from jaxlab.evals.paired import Interval
 from jaxlab.evals.prediction import predict
 from jaxlab.evals.weight_noise import weight_noise_curve
 from jaxlab.results import table

@@ -12,7 +12,13 @@ from typing import TypeVar
 import numpy as np
 
 from jaxlab.core import UsageError, nearest
-from jaxlab.data.corruptions import EVALUATED_NAMES, EXTRA_NAMES, NAMES, OWN_NAMES, SEVERITIES
+from jaxlab.data.images.corruptions import (
+    EVALUATED_NAMES,
+    EXTRA_NAMES,
+    NAMES,
+    OWN_NAMES,
+    SEVERITIES,
+)
 
 Errors = Mapping[str, Sequence[float]]
 """`{name of a corruption: errors at severity 1 to 5, in [0, 1]}`."""

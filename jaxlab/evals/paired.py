@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
+from jaxlab.analysis import Interval, bootstrap
 from jaxlab.core import UsageError
 from jaxlab.evals.documents import DocumentScores, perplexity
-
-
-class Interval(NamedTuple):
-    """An estimate and the ends of its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 def bits_per_byte_difference(
@@ -51,7 +39,7 @@ def bits_per_byte_difference(
     def difference(drawn: np.ndarray) -> float:
         return nats[drawn].sum() / size[drawn].sum()
 
-    return _bootstrap(difference, len(size), num_samples, seed)
+    return bootstrap(difference, len(size), num_samples, seed)
 
 
 def word_perplexity_difference(
@@ -80,7 +68,7 @@ def word_perplexity_difference(
         of_a, of_b = (perplexity(s.document_nats[drawn].sum(), count) for s in (a, b))
         return of_a - of_b
 
-    return _bootstrap(difference, len(words), num_samples, seed)
+    return bootstrap(difference, len(words), num_samples, seed)
 
 
 def mean_scores(scores: Sequence[DocumentScores]) -> DocumentScores:
@@ -105,27 +93,6 @@ def mean_scores(scores: Sequence[DocumentScores]) -> DocumentScores:
     )
 
 
-def mean_over_seeds(values: Sequence[float]) -> Interval:
-    """The mean of one value a seed, and its 95% interval by Student's t.
-
-    Of differences between two models that share a seed it says whether they would show for another
-    seed; with one seed the interval is without end.
-
-    Raises:
-      UsageError: no values.
-
-    >>> print(mean_over_seeds([0.1, 0.2, 0.3]))
-    +0.2000 [-0.0484, +0.4484]
-    """
-    if not len(values):
-        raise UsageError("no values to average; give one a seed")
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf)
-    margin = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - margin, mean + margin)
-
-
 def _require_same_documents(a: DocumentScores, b: DocumentScores) -> None:
     same = np.array_equal(a.documents, b.documents)
     if not same or not np.array_equal(a.document_counts, b.document_counts):
@@ -133,15 +100,3 @@ def _require_same_documents(a: DocumentScores, b: DocumentScores) -> None:
             f"scores of {len(a.documents)} and {len(b.documents)} documents that are not the same; "
             "evaluate both models on one walk"
         )
-
-
-def _bootstrap(
-    statistic: Callable[[np.ndarray], float], num_documents: int, num_samples: int, seed: int
-) -> Interval:
-    """`statistic` of all documents, and its interval over samples drawn with replacement."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    samples = [
-        statistic(rng.integers(num_documents, size=num_documents)) for _ in range(num_samples)
-    ]
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return Interval(float(statistic(np.arange(num_documents))), float(low), float(high))

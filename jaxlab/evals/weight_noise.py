@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlab.analysis import Interval, mean_over_seeds
 from jaxlab.core import (
     RULES,
     Params,
@@ -33,7 +34,6 @@ from jaxlab.core import (
     require_labels,
 )
 from jaxlab.evals.classifier import Classifier, Examples, error_log_odds, logits_of
-from jaxlab.evals.paired import Interval, mean_over_seeds
 from jaxlab.evals.prediction import predict
 
 RANDOM_KINDS = ("gaussian", "rms", "relative")

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError, constrain, platform
-from jaxlab.nn.compiled_attention import Reading, attend_readings
+from jaxlab.nn.cpu.compiled_attention import Reading, attend_readings
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import l2_normalise
@@ -20,7 +20,7 @@ from jaxlab.nn.position import Rotary, T5Bias
 from jaxlab.nn.products import KERNELS
 from jaxlab.nn.segment import Segment
 from jaxlab.nn.tiles import MASKED, Kept, Readable, attend_all, attend_blocks, tile_size
-from jaxlab.nn.windowed_kernel import attend_windows, distances, require_kernel
+from jaxlab.nn.tpu.windowed_kernel import attend_windows, distances, require_kernel
 
 Carry = dict[str, jax.Array]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.nn.compiled import require_compiled
+from jaxlab.nn.cpu.compiled import require_compiled
 from jaxlab.nn.products import has_fast_derivative, matmul, require_known
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.bilinear import on_one_cpu_device
-from jaxlab.nn.compiled import TARGETS, require_compiled
+from jaxlab.nn.cpu.compiled import TARGETS, require_compiled
 from jaxlab.nn.initialisers import projection
 
 

@@ -13,7 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxlab.core import UsageError
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
-from jaxlab.nn.compiled import TARGETS, require_compiled
+from jaxlab.nn.cpu.compiled import TARGETS, require_compiled
 
 KERNELS = ("plain", "pallas", "compiled")
 """What layers compute with: operations of JAX, fused attention for TPUs, C++ for CPUs."""

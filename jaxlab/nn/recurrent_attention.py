@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxlab.core import UsageError, constrain
 from jaxlab.nn.attention import Attention, Carry, blocks_by_head, head_scales, scale_queries
-from jaxlab.nn.compiled_attention import Reading, attend_readings
+from jaxlab.nn.cpu.compiled_attention import Reading, attend_readings
 from jaxlab.nn.decode import RecurrentDecoding, StateReadingDecoding
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell

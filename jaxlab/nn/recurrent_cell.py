@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.attention import head_scales, scale_queries
-from jaxlab.nn.compiled_attention import Reading, attend_readings
+from jaxlab.nn.cpu.compiled_attention import Reading, attend_readings
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm, l2_normalise
 from jaxlab.nn.state_update import SkipUpdate

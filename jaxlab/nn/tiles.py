@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlab.nn.bilinear import on_one_cpu_device
-from jaxlab.nn.compiled_attention import attend_ranges
+from jaxlab.nn.cpu.compiled_attention import attend_ranges
 from jaxlab.nn.products import matmul, require_known
 
 MASKED = -1e9  # added to the logits of keys that must not be seen

@@ -9,7 +9,7 @@ from jaxlab.core import UsageError, gather
 from jaxlab.data import join_states
 
 if TYPE_CHECKING:
-    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.checkpoint.checkpoints import Checkpoints
     from jaxlab.train.loop import Run
     from jaxlab.train.state import TrainState
 

@@ -26,7 +26,7 @@ from jaxlab.train.hooks import Hook
 from jaxlab.train.stopping import TrainingDiverged
 
 if TYPE_CHECKING:
-    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.checkpoint.checkpoints import Checkpoints
     from jaxlab.train.loop import Run
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from jaxlab.core import (
     named,
     param_shardings,
 )
-from jaxlab.train.sparsify import masks_of
+from jaxlab.sparsity.sparsify import masks_of
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 """Makes the model from its random streams, for example `lambda rngs: MLP(config, rngs=rngs)`."""
@@ -56,6 +56,32 @@ class TrainState:
     key: jax.Array
     carry: Any
     metrics: Metrics
+
+    def items(self) -> dict[str, Any]:
+        """The state in the items in which it is saved; those without an array are left out."""
+        items = {
+            "params": self.params,
+            "model_state": self.model_state,
+            "train": {
+                "step": self.step,
+                "opt_state": self.opt_state,
+                "key": self.key,
+                "metrics": self.metrics,
+            },
+            # In a dict, for orbax takes no single array as an item.
+            "carry": {"rows": self.carry},
+        }
+        return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+        """The inverse of `items`."""
+        return cls(
+            params=items["params"],
+            model_state=items.get("model_state", {}),
+            carry=items["carry"]["rows"] if "carry" in items else None,
+            **items["train"],
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxlab.core import num_hosts
 from jaxlab.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.checkpoint.checkpoints import Checkpoints
     from jaxlab.train.loop import Run
     from jaxlab.train.state import TrainState
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxlab.checkpoint.checkpoints import FOLDER, Checkpoints, Restored
 from jaxlab.core import (
     RULES,
     MeshConfig,
@@ -30,18 +31,17 @@ from jaxlab.core import (
     use_mesh,
 )
 from jaxlab.data import Prefetch, Stream
+from jaxlab.planning.pods import Pod
+from jaxlab.planning.step_cost import cost_lines, step_cost
 from jaxlab.results import MetricWriter, NoMetrics
+from jaxlab.sparsity.config import SparsityConfig, require_masks_of, start_sparse
 from jaxlab.train import optimizers
-from jaxlab.train.checkpoints import FOLDER, Checkpoints, Restored
 from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
 from jaxlab.train.logs import LogMetrics
 from jaxlab.train.loop import Run, fit
 from jaxlab.train.optimizers import OptimizerConfig
-from jaxlab.train.planning import cost_lines, step_cost
-from jaxlab.train.pods import Pod
 from jaxlab.train.progress import ProgressBar
 from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
-from jaxlab.train.sparsity import SparsityConfig, require_masks_of, start_sparse
 from jaxlab.train.state import Build, StatePlan, TrainState, plan_state
 from jaxlab.train.step import make_step, metric_names
 from jaxlab.train.stopping import (
@@ -376,8 +376,10 @@ def _pod_lines(
         accumulate=config.accumulate,
         reduce_once=config.reduce_once,
     )
-    cost = step_cost(step, plan, batch, mesh)
-    return cost_lines(cost, plan, pod, steps=config.steps, tokens_per_step=tokens_per_step)
+    state = plan.abstract
+    cost = step_cost(lambda: step.lower(state, batch), state.params, mesh)
+    parts = {"parameters": state.params, "optimizer": state.opt_state, "carry": state.carry}
+    return cost_lines(cost, parts, pod, steps=config.steps, tokens_per_step=tokens_per_step)
 
 
 def _optimizer(config: TrainConfig, sparsity: SparsityConfig | None) -> Any:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
 
 if TYPE_CHECKING:
-    from jaxlab.train.checkpoints import Checkpoints
+    from jaxlab.checkpoint.checkpoints import Checkpoints
     from jaxlab.train.loop import Run
 
 STUCK = 4

@@ -5,17 +5,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxlab.analysis import accuracy_interval
 from jaxlab.core import UsageError, View, named
 from jaxlab.data import ImageSet
-from jaxlab.evals import (
-    accuracy_interval,
-    attack_accuracy,
-    fgsm,
-    pgd,
-    predict,
-    robustness_card,
-    weight_noise_curve,
-)
+from jaxlab.evals import attack_accuracy, fgsm, pgd, predict, robustness_card, weight_noise_curve
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxlab import data, evals
 from jaxlab.core import UsageError, View
-from jaxlab.data import corruptions
+from jaxlab.data.images import corruptions
 
 NAMES = corruptions.EVALUATED_NAMES
 RNG = np.random.default_rng(0)

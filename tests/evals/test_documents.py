@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 
 from jaxlab import data, evals
+from jaxlab.analysis import mean_over_seeds
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh
 from jaxlab.evals import (
     bits_per_byte_difference,
     doubling_edges,
     evaluate_documents,
-    mean_over_seeds,
     mean_scores,
     word_perplexity_difference,
 )

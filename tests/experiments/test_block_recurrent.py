@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from configs.block_recurrent import smoke
-from experiments import block_recurrent as study
-from jaxlab import train
+from experiments import block_recurrent as script
+from jaxlab import checkpoint, study
 from jaxlab.core import to_dict
 from jaxlab.models import TransformerLM
 from jaxlab.results import Record, read_metrics
-from jaxlab.train.config_files import resolve_config, split_assignments
+from jaxlab.study.config_files import resolve_config, split_assignments
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = "--config=configs/block_recurrent.py:smoke"
@@ -58,7 +58,7 @@ def call(capsys, monkeypatch):
 
     def call(*argv: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
-            study.main(argv)
+            script.main(argv)
         return caught.value.code or 0, *capsys.readouterr()
 
     return call
@@ -133,7 +133,7 @@ def test_the_command_that_repeats_a_run_sets_what_differs_from_its_variant(tmp_p
         paper="",
         config=to_dict(config),
     )
-    command = train.repeat_command(record, study.VARIANTS, study.DEFAULT)
+    command = study.repeat_command(record, script.VARIANTS, script.DEFAULT)
     assignments, _ = split_assignments(shlex.split(command))
     assert assignments.keys() == fields.keys()
     assert resolve_config("configs/block_recurrent.py:smoke", assignments, "")[1] == config
@@ -141,10 +141,10 @@ def test_the_command_that_repeats_a_run_sets_what_differs_from_its_variant(tmp_p
 
 def test_numbers_agree_with_one_another(done):
     workdir, process = done
-    numbers = train.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
+    numbers = study.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
     bits, positions = numbers["bits per byte"], numbers["bits per token by position"]
-    models = {study.RECURRENT, study.WINDOWED, study.RESET, study.OTHER}
-    assert bits.keys() == models | {study.XZ}
+    models = {script.RECURRENT, script.WINDOWED, script.RESET, script.OTHER}
+    assert bits.keys() == models | {script.XZ}
     assert positions["from"] == [0, 16, 32, 64, 128]
     # Four documents, each cut off after 256 bytes: every bin has all its tokens.
     widths = np.diff([*positions["from"], 256])
@@ -152,12 +152,12 @@ def test_numbers_agree_with_one_another(done):
         mean = np.average(positions[name], weights=widths)
         assert mean == pytest.approx(bits[name], rel=1e-5)
     # A segment is 64 tokens: until its end nothing is reset.
-    for control in (study.RESET, study.OTHER):
+    for control in (script.RESET, script.OTHER):
         for i in range(3):
-            assert positions[control][i] == pytest.approx(positions[study.RECURRENT][i])
-        assert positions[control][3] != positions[study.RECURRENT][3]
+            assert positions[control][i] == pytest.approx(positions[script.RECURRENT][i])
+        assert positions[control][3] != positions[script.RECURRENT][3]
     assert numbers["held-out"] == {"documents": 4, "bytes": 1024}
-    assert f"{bits[study.RECURRENT]:.3f}" in process.stdout and study.XZ in process.stdout
+    assert f"{bits[script.RECURRENT]:.3f}" in process.stdout and script.XZ in process.stdout
 
 
 def test_the_report_tells_claims_that_do_not_hold(done):
@@ -178,7 +178,7 @@ def test_a_complete_run_is_only_drawn_again(done, call):
     picture.unlink()
     page.unlink()
     code, out, err = call(SMOKE, f"--workdir={workdir}")
-    assert (code, err) == (0, "") and study.XZ in out
+    assert (code, err) == (0, "") and script.XZ in out
     assert picture.read_bytes() == drawn and page.is_file()
     assert {name: (workdir / name).read_bytes() for name in kept} == before
 
@@ -227,8 +227,8 @@ def test_a_sample_from_a_folder_without_a_model_gives_one_line(done, call, tmp_p
 
 def test_both_models_open_in_a_notebook(done):
     workdir, _ = done
-    model = train.load_model(workdir, TransformerLM)
-    slide = train.load_model(workdir / "slide", TransformerLM)
+    model = checkpoint.load_model(workdir, TransformerLM)
+    slide = checkpoint.load_model(workdir / "slide", TransformerLM)
     assert model.config == smoke().model
     assert slide.config.depth == model.config.depth + 1 and not slide.config.recurrent_layers
 
@@ -238,7 +238,7 @@ def test_a_dry_run_describes_both_models_and_makes_no_workdir(call, tmp_path):
     code, out, err = call(SMOKE, "--config.train.batch_size=8", "--dry_run", f"--workdir={workdir}")
     assert (code, err) == (0, "") and not workdir.exists()
     lines = out.splitlines()
-    assert "train.batch_size = 8" in lines and f"{study.WINDOWED}:" in lines
+    assert "train.batch_size = 8" in lines and f"{script.WINDOWED}:" in lines
     assert "  steps: 4, 2,048 tokens" in lines
     assert sum(line.startswith("  parameters: ") for line in lines) == 2
 
@@ -291,7 +291,8 @@ def test_a_folder_of_text_that_is_not_utf8_trains(tmp_path):
 
 KILLED = """
 import os, runpy, signal, sys
-from jaxlab.train import Checkpoints, Step
+from jaxlab.checkpoint import Checkpoints
+from jaxlab.train import Step
 
 save, step, calls = Checkpoints.save, Step.__call__, []
 
@@ -329,7 +330,7 @@ def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(tmp_path):
     assert "block-recurrent: step 22/40" in resumed.stderr
     assert "block-recurrent: step 20/40" not in resumed.stderr
     for folder in ("", "slide"):
-        ours, theirs = (train.restore_params(w / folder) for w in (whole, broken))
+        ours, theirs = (checkpoint.restore_params(w / folder) for w in (whole, broken))
         assert ours.keys() == theirs.keys()
         for path in ours:
             assert np.array_equal(ours[path], theirs[path]), path
@@ -348,5 +349,5 @@ def lines_of(path: pathlib.Path) -> list[dict]:
 
 def numbers_of(workdir: pathlib.Path) -> dict:
     """Numbers of the results without times."""
-    numbers = train.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
+    numbers = study.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
     return {name: group for name, group in numbers.items() if not name.startswith("training")}

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from configs.sparsity_robustness import VARIANTS, Config, DataConfig, StressConfig, mnist, tiny
-from experiments import sparsity_robustness as study
-from jaxlab import data, train
+from experiments import sparsity_robustness as script
+from jaxlab import checkpoint, data, sparsity, study
 from jaxlab.core import UsageError, View
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -52,10 +52,10 @@ def test_a_run_leaves_the_files_of_the_contract_and_numbers_with_their_command(d
     found = json.loads((workdir / "results.json").read_text())
     assert (found["experiment"], found["variant"]) == ("sparsity_robustness", "smoke")
     assert "2206.10915" in found["paper"]
-    numbers = train.values_of(found["numbers"])
+    numbers = study.values_of(found["numbers"])
     nets = numbers["nets"]
     assert {"dense", "wide_erk_0.3", "falling_1", "falling_0.3", "deep_2", "skips_2"} == set(nets)
-    for test in study.TESTS:
+    for test in script.TESTS:
         assert (workdir / "figures" / f"{test}_density.png").is_file()
         assert (workdir / "figures" / f"{test}_depth.png").is_file()
         by_seed = numbers["accuracy % by seed"][test]
@@ -69,10 +69,10 @@ def test_a_run_leaves_the_files_of_the_contract_and_numbers_with_their_command(d
 
 def test_sparse_trainings_keep_their_weights_and_no_others(done):
     workdir, _ = done
-    numbers = train.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
+    numbers = study.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
     for name in ("wide_erk_0.3", "falling_0.3", "skips_2", "dense"):
-        params = train.restore_params(workdir / name / "seed0")
-        kept = sum(np.count_nonzero(params[path]) for path in train.prunable(params))
+        params = checkpoint.restore_params(workdir / name / "seed0")
+        kept = sum(np.count_nonzero(params[path]) for path in sparsity.prunable(params))
         assert kept == numbers["nets"][name]["kept weights"]
 
 
@@ -90,18 +90,18 @@ def test_a_complete_workdir_is_only_drawn_again(done):
 
 def test_wide_and_deep_nets_have_the_weights_of_the_dense_one(digits):
     config = tiny()
-    found = study.nets(config, digits)
+    found = script.nets(config, digits)
     dense = found["dense"]
     assert dense.kept == dense.size == 64 * 32 + 32 * 32 + 32 * 10
     for name, net in found.items():
         view = View.abstract(lambda: net.model.build(nnx.Rngs(0)))  # noqa: B023
-        size = sum(math.prod(view.params[p].shape) for p in train.prunable(view.params))
+        size = sum(math.prod(view.params[p].shape) for p in sparsity.prunable(view.params))
         assert size == net.size
         if net.sparsity is not None:
             assert sum(net.sparsity.counts(view.params).values()) == net.kept
-        if net.family != study.FALLING:
+        if net.family != script.FALLING:
             assert net.kept == dense.kept
-        if net.family.startswith(study.WIDER):
+        if net.family.startswith(script.WIDER):
             assert net.x == pytest.approx(net.kept / net.size)
             assert net.x == pytest.approx(float(name.rpartition("_")[2]), rel=0.1)
     assert found["skips_4"].model.residual and not found["deep_4"].model.residual
@@ -116,10 +116,10 @@ def test_the_variant_of_the_known_widths_has_them():
     )
     widths = [
         net.model.width
-        for net in study.nets(mnist(), images).values()
-        if net.family == study.wider("erk")
+        for net in script.nets(mnist(), images).values()
+        if net.family == script.wider("erk")
     ]
-    assert study.nets(mnist(), images)["dense"].size == 26_432
+    assert script.nets(mnist(), images)["dense"].size == 26_432
     np.testing.assert_allclose(widths, [64, 128, 256, 512, 1024], rtol=0.1)
 
 
@@ -127,7 +127,7 @@ def accuracy(**shifts):
     """Three seeds of every net, equal but for what is said: `{net: {test: difference}}`."""
     rng = np.random.default_rng(0)
     noise = 0.001 * rng.normal(size=3)
-    tests = list(study.TESTS)
+    tests = list(script.TESTS)
     return {
         name: [
             {t: 0.5 + noise[seed] + of.get(t, 0.0) + 0.0001 * rng.normal() for t in tests}
@@ -139,37 +139,37 @@ def accuracy(**shifts):
 
 def test_claims_hold_where_the_numbers_say_so_and_not_elsewhere(digits):
     config = tiny()
-    found = study.nets(config, digits)
+    found = script.nets(config, digits)
     gain = {"corruption": 0.1, "pgd": 0.1, "relative": 0.1}
-    loss = {test: -0.2 for test in study.TESTS}
+    loss = {test: -0.2 for test in script.TESTS}
     shifts = dict.fromkeys(found, {}) | {
         "wide_erk_0.05": gain,
         "falling_0.005": loss,
         "falling_0.03": loss,
     }
-    claims = study.claims_of(config, found, accuracy(**shifts))
+    claims = script.claims_of(config, found, accuracy(**shifts))
     assert len(claims) == 3 * 4 + 1 + 3  # width, depth, depth with skips; lost capacity
     assert [c.holds for c in claims[:4]] == [True] * 4
     assert [c.holds for c in claims[4:8]] == [True, False, False, False]
     assert [c.holds for c in claims[12:]] == [True] * 4
     worse = shifts | {"wide_erk_0.05": loss, "falling_0.005": {}, "falling_0.03": {}}
-    claims = study.claims_of(config, found, accuracy(**worse))
+    claims = script.claims_of(config, found, accuracy(**worse))
     assert not any(c.holds for c in (*claims[:4], *claims[12:]))
 
 
 def test_intervals_over_seeds_lie_around_their_mean(digits):
-    found = study.nets(VARIANTS["smoke"](), digits)
-    numbers = study.numbers_of(found, accuracy(**dict.fromkeys(found, {})), digits, digits)
-    for test in study.TESTS:
+    found = script.nets(VARIANTS["smoke"](), digits)
+    numbers = script.numbers_of(found, accuracy(**dict.fromkeys(found, {})), digits, digits)
+    for test in script.TESTS:
         for name, (mean, low, high) in numbers["accuracy %"][test].items():
             assert mean == pytest.approx(np.mean(numbers["accuracy % by seed"][test][name]))
             assert low < mean < high
-    curves = study.curves(numbers, "pgd", "PGD")
+    curves = script.curves(numbers, "pgd", "PGD")
     assert set(curves) == {"density", "depth"}
 
 
 def test_a_dry_run_plans_the_dense_and_the_largest_net():
-    lines = "\n".join(study.plan(VARIANTS["smoke"]()))
+    lines = "\n".join(script.plan(VARIANTS["smoke"]()))
     assert "6 nets, each trained with 1 seed(s)" in lines
     assert "density 1" not in lines and "kept weights: 312 of" in lines
 
@@ -177,7 +177,7 @@ def test_a_dry_run_plans_the_dense_and_the_largest_net():
 def test_sets_that_are_not_there_are_planned_for(monkeypatch):
     config = VARIANTS["cifar10"]()
     monkeypatch.setattr(DataConfig, "open", lambda self: pytest.fail("opened"))
-    lines = study.plan(config)
+    lines = script.plan(config)
     assert "dense:" in lines and any("kept weights" in line for line in lines)
 
 

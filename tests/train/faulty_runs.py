@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401  so that no fork imports it again
 import tensorboardX  # noqa: F401
 
-from jaxlab import train
+from jaxlab import checkpoint, study, train
 
 UNAVAILABLE = 77
 PATIENCE = 120  # seconds after which a run that ought to have ended is killed, by SIGALRM
@@ -186,7 +186,7 @@ class FiveToEightLeftOut(toy.Numbers):
 
 
 TMP = ".orbax-checkpoint-tmp"
-SAVE = (train.Checkpoints, "save", is_save_of_8)
+SAVE = (checkpoint.Checkpoints, "save", is_save_of_8)
 # Patches that a forked process makes before it runs.
 PATCHES = {
     "before the save": lambda: around(*SAVE, before=lambda _: die()),
@@ -246,7 +246,7 @@ def call(fault: str, workdir: pathlib.Path) -> int:
     os.environ["FAULT"] = fault
     flags = [f"--config={__file__}:toy", f"--workdir={workdir}", *FLAGS.get(fault, ())]
     try:
-        train.main(run, argv=flags)
+        study.main(run, argv=flags)
     except SystemExit as end:
         return end.code or 0
     raise AssertionError("main returned")
@@ -265,7 +265,7 @@ def on_a_full_disk(workdir: pathlib.Path) -> int:
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     (workdir / "ballast").unlink()
     again = call("none", workdir)
-    print(json.dumps([code, kept, again, digest(train.restore_params(workdir))]))
+    print(json.dumps([code, kept, again, digest(checkpoint.restore_params(workdir))]))
     return 0
 
 

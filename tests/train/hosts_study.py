@@ -16,7 +16,7 @@ import time
 import jax
 from flax import nnx
 
-from jaxlab import data, evals, train
+from jaxlab import data, evals, study, train
 from jaxlab.core import View, host_rows, make_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
@@ -92,7 +92,7 @@ def run(config: Config, record) -> None:
 
 
 def main() -> None:
-    train.main(run, ignore=[f"train.{field}" for field in train.MAY_CHANGE])
+    study.main(run, ignore=[f"train.{field}" for field in train.MAY_CHANGE])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import train
+from jaxlab import checkpoint, train
 from jaxlab.core import UsageError
 
 OPTIMIZER = optax.sgd(0.01)
@@ -152,7 +152,7 @@ def test_a_state_that_is_not_finite_is_never_saved(made, toy, tmp_path):
                 params = jax.tree.map(lambda p: p * np.inf, run.state.params)
                 run.state = dataclasses.replace(run.state, params=params)
 
-    with train.Checkpoints(tmp_path) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
         hooks = [
             train.LogMetrics(toy.Rows(), 100),
             train.StopOnNaN(checkpoints),
@@ -172,7 +172,7 @@ def test_a_state_that_is_not_finite_is_never_saved(made, toy, tmp_path):
 
 def test_a_checkpoint_is_not_ahead_of_the_rows_on_disk(made, toy, tmp_path):
     writer, seen = toy.Rows(), []
-    with train.Checkpoints(tmp_path) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
         save = checkpoints.save
         checkpoints.save = lambda *args: (seen.append(len(writer.rows)), save(*args))
         hooks = [train.LogMetrics(writer, 2), train.SaveCheckpoint(checkpoints, 2)]

@@ -17,7 +17,7 @@ import pytest
 
 from jaxlab.core import MeshConfig, UsageError, to_dict
 from jaxlab.results import Record, read_metrics
-from jaxlab.train.connect import connect
+from jaxlab.study.connect import connect
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = "tests/train/hosts_study.py"

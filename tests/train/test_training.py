@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import train
+from jaxlab import checkpoint, train
 from jaxlab.core import MeshConfig, UsageError
 from jaxlab.results import read_metrics
 
@@ -73,7 +73,7 @@ def whole(toy, tmp_path_factory):
 def test_the_view_that_comes_back_is_the_trained_model(whole, toy):
     workdir, view, run = whole
     x = next(toy.Numbers())["x"]
-    np.testing.assert_array_equal(view(x), view.apply(train.restore_params(workdir), x))
+    np.testing.assert_array_equal(view(x), view.apply(checkpoint.restore_params(workdir), x))
     assert run.complete and int(run.state.step) == 10
 
 

@@ -1,0 +1,594 @@
+"""Checkpoints of a run: written beside the training, whole or not at all, read back to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import jax
+
+from jaxlab import __version__
+from jaxlab.checkpoint.background import Background
+from jaxlab.checkpoint.joined import join, joined_paths, parts_of, split
+from jaxlab.checkpoint.joined import targets as targets_of
+from jaxlab.checkpoint.manifest import (
+    ARRAY_ITEMS,
+    by_path,
+    carry_has_other_rows,
+    checksums_of,
+    checksums_on_host,
+    leaves_of,
+    params_targets,
+    part,
+    require_same_leaves,
+    sums_of,
+)
+from jaxlab.checkpoint.saving import QuietErrors, cause_of, close_failed, remove_folders
+from jaxlab.core import (
+    Params,
+    UsageError,
+    WriteError,
+    gather,
+    nearest,
+    num_hosts,
+    on_main_host,
+)
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import CheckpointManager
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class Saveable(Protocol):
+    """What can be saved: `jaxlab.train.TrainState` is one.
+
+    Attributes:
+      step: an integer scalar, the number of the checkpoint.
+    """
+
+    step: Any
+
+    def items(self) -> dict[str, Any]:
+        """The arrays in the items (`ARRAY_ITEMS`) in which they are saved."""
+        ...
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any]) -> Saveable:
+        """The inverse of `items`."""
+        ...
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+      state: in the shapes, dtypes and shardings of the target. Its carry is None when it was
+        saved with another number of rows.
+      data_state: the place in the data, as plain JSON.
+      meta: what the caller had saved beside it.
+    """
+
+    state: Saveable
+    data_state: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, by step.
+
+    Each holds `params` and `model_state`, which are what a model needs later; `train` (step,
+    optimizer state, key, metric sums); `carry`, on its own because it depends on the batch; and,
+    as JSON, `data` and `meta`.
+
+    Args:
+      folder: made when missing, unless `read_only`.
+      keep_last: how many of the newest are kept; the newest is never deleted before the next one
+        is whole.
+      keep_every: keep those of steps that are multiples of this as well.
+      keep_best: keep as many of the best as well, by `best_metric`; those saved without it don't
+        count.
+      best_metric: the name of a metric, by `split/name`.
+      best_mode: whether less (`min`) or more (`max`) of it is better.
+      read_only: never write, delete or move anything.
+
+    Raises:
+      UsageError: a number to keep below 1; `keep_best` without a metric, or the other way round;
+        another mode; a folder that cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        read_only: bool = False,
+    ):
+        numbers = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}; expected 1 or more")
+        if (keep_best is None) != (best_metric is None):
+            raise UsageError(
+                f"keep_best={keep_best} and best_metric={best_metric!r}; give both, e.g. 1 and "
+                "'held_out/bits_per_byte', or neither"
+            )
+        if best_mode not in ("min", "max"):
+            raise UsageError(f"best_mode={best_mode!r}; it takes 'min' or 'max'")
+        self._metric, self._sign = best_metric, -1.0 if best_mode == "min" else 1.0
+        self.folder = pathlib.Path(folder).absolute()
+        self._read_only = read_only
+        if not read_only:
+            on_main_host(lambda: _make_folder(self.folder))
+        self._background = Background("checkpoint")
+        pause = self._background.pause if not read_only and _beside_steps() else None
+        self._open = functools.partial(
+            _open_manager, self.folder, keep_last, keep_every, keep_best, read_only, pause
+        )
+        self._manager = self._open()
+        self._saving: int | None = None
+        self._failed = False
+        self._quiet = contextlib.ExitStack()
+        if not read_only:
+            self._quiet.enter_context(QuietErrors())
+
+    def save(
+        self,
+        state: Saveable,
+        data_state: Any = None,
+        meta: Mapping[str, Any] | None = None,
+        measured: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves the state under its step; the files are written while the next steps run.
+
+        On the CPU all of it is done beside the steps, from a copy of the state, on a thread that
+        lets them go first, and an item at a time with pauses, so that no step bears it all: it
+        takes about four seconds, unless it is waited for. On other devices, where a copy may have
+        no room, it returns when the arrays have arrived in the host's memory. With several hosts
+        all of them call it, and each writes its part of the arrays.
+
+        Args:
+          state: may be donated as soon as this returns.
+          data_state: the place in the data that belongs to it, as plain JSON.
+          meta: what tells this run from others, as plain JSON; the version is added.
+          measured: metrics by `split/name`, with `best_metric` among them where it is known.
+
+        Raises:
+          WriteError: the disk takes no more, now or in the save before; see `wait`.
+        """
+        from orbax.checkpoint import args
+
+        from jaxlab.checkpoint.pieces import ItemSave
+
+        self.wait()
+        step, beside = int(state.step), _beside_steps()
+        rank = self._rank(measured or {}, step)
+        taken = _taken(state)
+
+        def write() -> None:
+            if beside:
+                self._background.pause()
+            own = {
+                "caller": dict(meta or {}) | {"jaxlab": __version__},
+                "leaves": taken.leaves,
+                "joined": taken.joined,
+                "checksums": taken.checksums(),
+            }
+            arrays = {name: ItemSave(item) for name, item in taken.items.items()}
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
+                ),
+                # The manager ranks from worst to best by this.
+                metrics=None if rank is None else {"rank": rank},
+            )
+            if beside:
+                self._manager.wait_until_finished()
+
+        self._saving = step
+        if beside:
+            self._background.start(write)
+        else:
+            with self._writing():
+                write()
+
+    def prepare(self, state: Saveable) -> None:
+        """Compiles what `save` needs, so that the first one takes no longer than the others."""
+        _taken(state)
+
+    def restore(self, target: Saveable) -> Restored | None:
+        """Reads the newest checkpoint that can be read.
+
+        Those newer than it are set aside as `unreadable-<step>`, with a warning for each.
+
+        Args:
+          target: arrays or `jax.ShapeDtypeStruct` with shardings; see `StatePlan.abstract`.
+
+        Returns:
+          What it held, or None where there is no checkpoint.
+
+        Raises:
+          UsageError: a checkpoint of another config, with the parameter that differs; checkpoints
+            of which none can be read.
+        """
+        found = self._newest(lambda step: self._restore(step, target))
+        if found is None:
+            return None
+        step, restored = found
+        self._set_aside([late for late in self._steps() if late > step])
+        return restored
+
+    def restore_model(
+        self,
+        params: Params | None = None,
+        model_state: Mapping[str, Any] | None = None,
+        step: int | None = None,
+    ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+        """Reads the model alone, for use without an optimizer.
+
+        Args:
+          params: targets; by default what the checkpoint holds, on one device.
+          model_state: targets for the model's other variables; they are left out without.
+          step: which checkpoint; by default the newest that can be read.
+
+        Returns:
+          params, model state, meta.
+
+        Raises:
+          UsageError: no such or no readable checkpoint; one of another config.
+        """
+
+        def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+            meta = self._meta(step)
+            targets = {"params": params_targets(meta["leaves"]) if params is None else params}
+            if model_state:
+                targets["model_state"] = model_state
+            require_same_leaves(part(meta["leaves"], *targets), targets, step)
+            found = self._arrays(step, meta, targets)
+            return found["params"], found.get("model_state", {}), meta["caller"]
+
+        steps = self._steps()
+        if step is not None and step not in steps:
+            raise UsageError(f"no checkpoint of step {step} in {self._where()}; it has {steps}")
+        found = self._newest(read, steps if step is None else [step])
+        if found is None:
+            raise UsageError(f"no checkpoint in {self._where()}; train there first")
+        return found[1]
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return max(self._steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint that is best by the metric it was saved with, or None."""
+        ranks = {step: self._manager.metrics(step) for step in self._steps()}
+        known = {step: rank["rank"] for step, rank in ranks.items() if rank}
+        return max(known, key=lambda step: known[step], default=None)
+
+    def set_aside_newest(self, label: str) -> bool:
+        """Renames the newest checkpoint to `<label>-<step>`, so that an older one is the newest.
+
+        Returns:
+          False where it is the only one: it stays.
+        """
+        if len(self._steps()) < 2:
+            return False
+        self._set_aside(self._steps()[-1:], label)
+        return True
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+          WriteError: it could not be written. What was written of it is removed; the checkpoints
+            before it stay.
+        """
+        with self._writing():
+            self._background.wait()
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    def check(self) -> None:
+        """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
+        if self._saving is None or self._background.busy:
+            return
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        try:
+            if not self._failed:
+                with self._writing():
+                    self._background.wait()
+                    self._manager.close()
+        finally:
+            self._background.close()
+            self._quiet.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            step, self._saving = self._saving, None
+            self._give_up(step)
+            newest = self.latest_step()
+            good = (
+                "there is no checkpoint before it"
+                if newest is None
+                else f"the checkpoint of step {newest} is whole and kept"
+            )
+            raise WriteError(f"the checkpoint of step {step}", self.folder, cause, good) from error
+
+    def _give_up(self, step: int | None) -> None:
+        """Ends a save that failed, frees the space that it took, and looks what is there."""
+        if num_hosts() > 1:
+            # To close takes all processes, and those without an error do not know of it. The next
+            # start removes what is left.
+            self._failed = True
+            return
+        close_failed(self._manager.close)
+        remove_folders(self.folder, f"{step}.*tmp*")
+        self._manager = self._open()
+
+    def _newest(
+        self, read: Callable[[int], Any], steps: Iterable[int] | None = None
+    ) -> tuple[int, Any] | None:
+        steps = sorted(self._steps() if steps is None else steps, reverse=True)
+        for step in steps:
+            found, reason = None, None
+            try:
+                found = read(step)
+            except UsageError:
+                raise
+            # Whatever orbax raises over damaged files, of which there are many kinds.
+            except Exception as error:
+                words = " ".join(str(error).split())[:150] or "no reason given"
+                reason = f"{type(error).__name__}: {words}"
+            # One host may read what another cannot: all take the same checkpoint.
+            reasons = self._together(reason)
+            if not reasons:
+                return step, found
+            log.warning(
+                "checkpoint of step %d in %s cannot be read, trying an older one: %s",
+                step,
+                self._where(),
+                reasons[0],
+            )
+        if steps:
+            raise UsageError(
+                f"none of the checkpoints {steps} in {self._where()} can be read; move the folder "
+                "away to begin anew"
+            )
+        return None
+
+    def _restore(self, step: int, target: Saveable) -> Restored:
+        meta = self._meta(step)
+        items, leaves = target.items(), meta["leaves"]
+        if carry_has_other_rows(leaves, items):
+            del items["carry"]
+            leaves = part(leaves, *items)
+        require_same_leaves(leaves, items, step)
+        state = type(target).from_items(self._arrays(step, meta, items))
+        return Restored(state, self._json(step, "data")["state"], meta["caller"])
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        meta = self._json(step, "meta")
+        if "joined" not in meta:
+            version = meta["caller"].get("jaxlab", "an older version")
+            raise UsageError(
+                f"the checkpoint of step {step} in {self._where()} was written by jaxlab {version} "
+                "in a form of before, with every array apart; go on with the version that wrote it"
+            )
+        return meta
+
+    def _json(self, step: int, item: str) -> Any:
+        from orbax.checkpoint import args
+
+        return self._manager.restore(step, args=args.Composite(**{item: args.JsonRestore()}))[item]
+
+    def _arrays(
+        self, step: int, meta: Mapping[str, Any], targets: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from orbax.checkpoint import args
+
+        from jaxlab.checkpoint.pieces import ItemRestore
+
+        leaves, joined = by_path(targets), meta["joined"]
+        wanted = {
+            name: ItemRestore(item) for name, item in _in_items(targets_of(leaves, joined)).items()
+        }
+        restored = self._manager.restore(step, args=args.Composite(**wanted))
+        read = by_path({name: restored[name] for name in targets})
+        arrays = split(read, leaves, joined)
+        found = jax.tree.unflatten(jax.tree.structure(targets), [arrays[path] for path in leaves])
+        # The file format notices a file cut short, but not a flipped bit.
+        counted = checksums_on_host(arrays) if _beside_steps() else checksums_of(sums_of(arrays))
+        for path, checksum in counted.items():
+            if checksum != meta["checksums"][path]:
+                raise OSError(f"{path} is not what was saved")
+        return found
+
+    def _rank(self, measured: Mapping[str, Any], step: int) -> float | None:
+        if self._metric is None:
+            return None
+        value = float(measured.get(self._metric, math.nan))
+        if math.isfinite(value):
+            return self._sign * value
+        log.warning(
+            "the checkpoint of step %d has no %s and is none of the best%s; measured so far: %s",
+            step,
+            self._metric,
+            nearest(self._metric, measured),
+            ", ".join(measured) or "nothing",
+        )
+        return None
+
+    def _together(self, reason: str | None) -> list[str]:
+        reasons = [reason] if self._read_only else gather(reason)
+        return [words for words in reasons if words is not None]
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def _where(self) -> str:
+        return repr(os.fspath(self.folder))
+
+    def _set_aside(self, steps: Iterable[int], label: str = "unreadable") -> None:
+        # The manager would pass over, in silence, a save under a step that exists.
+        def move() -> None:
+            for step in steps:
+                aside = self.folder / f"{label}-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+
+        if not self._read_only:
+            on_main_host(move)
+        self._manager.reload()
+
+
+def _beside_steps() -> bool:
+    """Whether a save is left to a thread, with a copy of the state, as all lies with the host."""
+    return num_hosts() == 1 and jax.default_backend() == "cpu"
+
+
+class _Taken(NamedTuple):
+    """What is saved of a state, safe from the next step: arrays in items, and what tells of it."""
+
+    items: dict[str, dict[str, jax.Array]]
+    leaves: dict[str, list[Any]]
+    joined: dict[str, list[str]]
+    checksums: Callable[[], dict[str, int]]
+
+
+def _taken(state: Saveable) -> _Taken:
+    arrays, tree = jax.tree.flatten(state.items())
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays]
+    paths, leaves, joined = _layout(tree, tuple(shapes))
+    found = dict(zip(paths, arrays, strict=True))
+    beside = _beside_steps()
+    saved = join(found, joined, copy=beside)
+    if beside:
+        # Of the copies, when they are written: the next step need not wait for them.
+        of_shapes = dict(zip(paths, shapes, strict=True))
+        return _Taken(
+            _in_items(saved),
+            leaves,
+            joined,
+            lambda: checksums_on_host(parts_of(saved, of_shapes, joined)),
+        )
+    sums = sums_of(found)
+    return _Taken(_in_items(saved), leaves, joined, lambda: checksums_of(sums))
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(
+    tree: jax.tree_util.PyTreeDef, shapes: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[tuple[str, ...], dict[str, list[Any]], dict[str, list[str]]]:
+    """Paths, shapes and companions of the arrays: to write them out takes longer than to save."""
+    leaves = by_path(jax.tree.unflatten(tree, shapes))
+    return tuple(leaves), leaves_of(leaves), joined_paths(leaves)
+
+
+def _in_items(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    items: dict[str, dict[str, Any]] = {}
+    for path, array in arrays.items():
+        items.setdefault(path.split("/")[0], {})[path.partition("/")[2]] = array
+    return items
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"checkpoint folder {os.fspath(folder)!r} cannot be made ({error.strerror}); give a "
+            "workdir that can be written"
+        ) from None
+
+
+def _open_manager(
+    folder: pathlib.Path,
+    keep_last: int,
+    keep_every: int | None,
+    keep_best: int | None,
+    read_only: bool,
+    pause: Callable[[], object] | None,
+) -> CheckpointManager:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    from jaxlab.checkpoint.pieces import ItemHandler
+
+    # max_to_keep with a best one would delete the newest: the policies are joined instead.
+    kept = [policies.LatestN(keep_last)]
+    if keep_every is not None:
+        kept.append(policies.EveryNSteps(keep_every))
+    if keep_best is not None:
+        kept.append(
+            policies.BestN(
+                get_metric_fn=_rank_of, n=keep_best, keep_checkpoints_without_metrics=False
+            )
+        )
+    with _no_warnings() if read_only else contextlib.nullcontext():
+        return ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Without it the manager neither writes nor reads metrics.
+                best_fn=_rank_of if read_only or keep_best is not None else None,
+                cleanup_tmp_directories=not read_only,
+                create=False,
+                read_only=read_only,
+            ),
+            item_handlers={
+                **{name: ItemHandler(pause) for name in ARRAY_ITEMS},
+                **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
+            },
+        )
+
+
+def _rank_of(metrics: Mapping[str, float]) -> float:
+    return metrics["rank"]
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keeps orbax from warning that a folder opened to read will not be written."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)

@@ -1,0 +1,1 @@
+"""Images: labelled sets, streams, augmentation, corruptions."""

@@ -1,0 +1,1 @@
+"""Text: sources of documents, tokenizers, streams of tokens."""

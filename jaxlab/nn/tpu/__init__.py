@@ -1,0 +1,1 @@
+"""Pallas kernels for TPUs, behind the calls of the layers."""

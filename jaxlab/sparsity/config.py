@@ -1,0 +1,296 @@
+"""The sparsity of a run as a config: how many weights, which, and how that changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.core import Batch, Masks, Objective, Params, UsageError, View, apply_masks, nearest
+from jaxlab.sparsity import masks as methods
+from jaxlab.sparsity.densities import Rule, densities
+from jaxlab.sparsity.kernels import prunable
+from jaxlab.sparsity.pruning import Gradual, MaskChange, Regrow
+from jaxlab.sparsity.sparse_init import rescale, sparse_init
+from jaxlab.sparsity.sparsify import SparseState, masks_of, sparsify
+
+State = TypeVar("State")
+"""A training state: a dataclass with `params`, `opt_state` and `model_state`."""
+
+Method = Literal["random", "magnitude", "snip", "synflow", "n_m", "gradual", "set", "rigl"]
+"""How the kept weights are chosen; see `SparsityConfig`."""
+
+FirstWeights = Literal["rescale", "he", "uniform", "keep"]
+"""How kept weights begin; see `SparsityConfig`."""
+
+# These score all kernels together: how much each keeps comes out.
+_GLOBAL = ("snip", "synflow")
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityConfig:
+    """How a model is sparse while it trains.
+
+    Attributes:
+      method: static masks, found before the first step: `random`; `magnitude`, `snip` and
+        `synflow`, of the model's first weights (see `masks`); `n_m`, the largest n of every m.
+        Masks that change: `gradual` prunes by magnitude from `begin` to `end` (see `Gradual`);
+        `set` and `rigl` begin at random, drop and grow until `end` (see `Regrow`).
+      density: share of the weights that is kept, in (0, 1]; 1 is dense. None with a total, and
+        with `n_m`.
+      total: their number in all kernels, in place of the density.
+      rule: how they are shared out over the kernels: `erk`, `er`, `uniform`, `level`; see
+        `densities`. `snip` and `synflow` score all kernels together, and have no rule.
+      params: patterns of the parameters that are pruned; see `prunable`.
+      own_params, own_densities: patterns of kernels, and the density of each; 1 leaves them dense.
+      allow_empty_units: accept kernels that keep fewer weights than they have outputs.
+      init: first weights under static masks: `rescale` divides the model's own by the root of the
+        density; `he` draws them anew with `sqrt(2 / kept fan-in)`, `uniform` within
+        `1 / sqrt(kept fan-in)`; `keep` only masks them, as trained ones want.
+      seed: of what is drawn for masks and weights.
+      n, m: of `n_m`.
+      rounds: of `synflow`.
+      drop: fraction of the kept weights that `set` and `rigl` move at first.
+      begin: step at which `gradual` begins.
+      end: step at which masks are final; None: three quarters of the run, in whole changes.
+      every: steps between two changes.
+
+    Raises:
+      UsageError: a value out of its range, or ones that do not fit each other.
+    """
+
+    method: Method = "random"
+    density: float | None = 0.1
+    total: int | None = None
+    rule: Rule = "erk"
+    params: tuple[str, ...] = ("*kernel",)
+    own_params: tuple[str, ...] = ()
+    own_densities: tuple[float, ...] = ()
+    allow_empty_units: bool = False
+    init: FirstWeights = "rescale"
+    seed: int = 0
+    n: int = 2
+    m: int = 4
+    rounds: int = 100
+    drop: float = 0.3
+    begin: int = 0
+    end: int | None = None
+    every: int = 100
+
+    def __post_init__(self):
+        for field, kind in (("method", Method), ("rule", Rule), ("init", FirstWeights)):
+            value, known = getattr(self, field), typing.get_args(kind)
+            if value not in known:
+                raise _refused(self, field, f"{', '.join(known)}{nearest(str(value), known)}")
+        given = [value for value in (self.density, self.total) if value is not None]
+        if self.method == "n_m" and given:
+            raise UsageError(
+                f"sparsity method n_m keeps n={self.n} of m={self.m}; set density and total to none"
+            )
+        if self.method != "n_m" and len(given) != 1:
+            raise UsageError(
+                f"sparsity fields density={self.density} and total={self.total}; give one of both"
+            )
+        if self.method == "n_m" and self.n > self.m:
+            raise _refused(self, "n", f"1 to m={self.m}")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise _refused(self, "density", "a share of the weights above 0, up to 1 (dense)")
+        if len(self.own_params) != len(self.own_densities):
+            raise UsageError(
+                f"sparsity fields own_params={self.own_params} and own_densities="
+                f"{self.own_densities}; they take as many values each"
+            )
+        if self.method in _GLOBAL and any(d != 1 for d in self.own_densities):
+            raise UsageError(
+                f"sparsity field own_densities={self.own_densities}; {self.method} scores all "
+                "kernels together and takes 1 alone, of kernels that stay dense"
+            )
+        least = {"seed": 0, "begin": 0}
+        for field in ("total", "seed", "n", "m", "rounds", "begin", "end", "every"):
+            value = getattr(self, field)
+            if value is not None and value < least.get(field, 1):
+                raise _refused(self, field, f"a whole number of {least.get(field, 1)} or more")
+        if not 0 < self.drop < 1:
+            raise _refused(self, "drop", "a fraction above 0 and below 1")
+
+    def counts(self, params: Mapping[str, Any]) -> dict[str, int]:
+        """How many weights each prunable kernel of `params` (arrays or shapes) keeps in the end.
+
+        Of `snip` and `synflow` the sum counts: what each kernel keeps comes out of the scores.
+
+        Raises:
+          UsageError: as `densities`; with `n_m`, a kernel that m does not divide.
+        """
+        if self.method == "n_m":
+            masks = jax.eval_shape(
+                lambda p: methods.n_m(p, self.n, self.m, -2, self.params),
+                {path: params[path] for path in prunable(params, self.params)},
+            )
+            return {p: math.prod(mask.shape) // self.m * self.n for p, mask in masks.items()}
+        return densities(
+            params,
+            self.density,
+            "uniform" if self.method in _GLOBAL else self.rule,
+            total=self.total,
+            own=dict(zip(self.own_params, self.own_densities, strict=True)),
+            patterns=self.params,
+            allow_empty_units=self.allow_empty_units or self.method in _GLOBAL,
+        )
+
+    def change(self, steps: int) -> MaskChange | None:
+        """How the masks change in a run of so many steps; None where they stay.
+
+        Raises:
+          UsageError: steps that do not fit each other.
+        """
+        if self.method not in ("gradual", "set", "rigl"):
+            return None
+        end = 3 * steps // 4 if self.end is None else self.end
+        if self.method != "gradual":
+            by = "random" if self.method == "set" else "gradient"
+            return Regrow(by, end, self.drop, self.every, self.seed)
+        if self.end is None:
+            end = self.begin + (end - self.begin) // self.every * self.every
+        if end > steps:
+            raise UsageError(
+                f"sparsity field end={end} lies behind the run's steps={steps}: the density would "
+                "not be reached; end earlier or train longer"
+            )
+        return Gradual(self._sparse_counts, self.begin, end, self.every)
+
+    def optimizer(
+        self, inner: optax.GradientTransformation, steps: int
+    ) -> optax.GradientTransformationExtraArgs:
+        """`inner` for sparse parameters; until `start_sparse` its masks keep all weights."""
+
+        def dense(params: Params) -> Masks:
+            return {p: jnp.ones(params[p].shape, bool) for p in self._sparse_counts(params)}
+
+        return sparsify(inner, dense, self.change(steps))
+
+    def _sparse_counts(self, params: Mapping[str, Any]) -> dict[str, int]:
+        # Without those that keep all: a run of density 1 is the run without sparsity, to the bit.
+        return {path: n for path, n in self.counts(params).items() if n < params[path].size}
+
+
+def make_masks(
+    config: SparsityConfig,
+    view: View,
+    *,
+    objective: Objective | None = None,
+    batch: Batch | None = None,
+) -> Masks:
+    """The masks of a config for a model with its first parameters, where not all is kept.
+
+    Args:
+      config: see `SparsityConfig`.
+      view: the model.
+      objective, batch: for `snip`; of the batch, `synflow` takes the shape of `inputs`.
+
+    Raises:
+      UsageError: as `densities` and the methods; what a method needs is not there.
+    """
+    params = view.params
+    sparse = {p: n for p, n in config.counts(params).items() if n < params[p].size}
+    if not sparse:
+        return {}
+    if config.method == "gradual":
+        return {path: jnp.ones(params[path].shape, bool) for path in sparse}
+    if config.method == "magnitude":
+        return methods.magnitude(params, sparse)
+    if config.method == "n_m":
+        return methods.n_m(params, config.n, config.m, patterns=config.params)
+    if config.method == "snip":
+        if objective is None or batch is None:
+            raise UsageError("sparsity method snip scores weights on data; pass objective, batch")
+        return methods.snip(view, objective, batch, sparse)
+    if config.method == "synflow":
+        if batch is None or "inputs" not in batch:
+            raise UsageError("sparsity method synflow takes the shape of batch['inputs']; pass it")
+        return methods.synflow(view, batch["inputs"], sparse, rounds=config.rounds)
+    return methods.random(jax.random.key(config.seed), params, sparse)
+
+
+def start_sparse(
+    config: SparsityConfig,
+    optimizer: optax.GradientTransformation,
+    view: View,
+    state: State,
+    *,
+    objective: Objective | None = None,
+    batch: Batch | None = None,
+) -> State:
+    """The first state of a sparse run, from that of the dense model.
+
+    Masks are found for the parameters of the state, which become sparse as `config.init` has it;
+    the optimizer begins anew with them. Everything lies where it did. The state that is passed in
+    is donated.
+
+    Args:
+      config: see `SparsityConfig`.
+      optimizer: `config.optimizer(...)`, with which the state was made.
+      view: the model; its arrays are not used.
+      state: of `init_state` or `StatePlan.init`.
+      objective, batch: see `make_masks`.
+
+    Raises:
+      UsageError: as `make_masks`; an optimizer that holds no masks.
+    """
+    if not isinstance(state.opt_state, SparseState):
+        raise UsageError(
+            "the optimizer of this state holds no masks; make the state with config.optimizer(...)"
+        )
+
+    def found(state: State) -> Masks:
+        seen = dataclasses.replace(view.at(state.params), state=state.model_state)
+        return make_masks(config, seen, objective=objective, batch=batch)
+
+    # These compute in programs of their own, from arrays; the others within that of the start.
+    first = found(state) if config.method in _GLOBAL else None
+
+    def start(state: State, masks: Masks | None) -> State:
+        masks = found(state) if masks is None else masks
+        params = _first_params(config, state.params, masks)
+        opt_state = optimizer.init(params)._replace(masks=masks)
+        return dataclasses.replace(state, params=params, opt_state=opt_state)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(start, out_shardings=places, donate_argnums=0)(state, first)
+
+
+def require_masks_of(config: SparsityConfig, state: State) -> None:
+    """Checks that the masks of a restored state keep as many weights as the config does.
+
+    Raises:
+      UsageError: they do not. Those of gradual pruning may keep any number.
+    """
+    masks = masks_of(state.opt_state)
+    wanted = {p: n for p, n in config.counts(state.params).items() if n < state.params[p].size}
+    found = {path: int(mask.sum()) for path, mask in masks.items()}
+    if config.method in _GLOBAL:
+        wanted, found = ({"all kernels": sum(each.values())} for each in (wanted, found))
+    for path in () if config.method == "gradual" else wanted:
+        if found[path] != wanted[path]:
+            raise UsageError(
+                f"the checkpoint is of another sparsity: it keeps {found[path]:,} weights of "
+                f"{path!r}, this config {wanted[path]:,}; use that run's config or another workdir"
+            )
+
+
+def _first_params(config: SparsityConfig, params: Params, masks: Masks) -> Params:
+    if config.init == "rescale":
+        return rescale(params, masks)
+    if config.init == "keep":
+        return apply_masks(params, masks)
+    distribution = "normal" if config.init == "he" else "uniform"
+    return sparse_init(jax.random.key(config.seed), params, masks, distribution)
+
+
+def _refused(config: SparsityConfig, field: str, accepted: str) -> UsageError:
+    return UsageError(f"sparsity field {field}={getattr(config, field)!r}; it takes {accepted}")

@@ -1,0 +1,256 @@
+"""Masks of the weights to keep, by each method that finds them before or after training.
+
+`kept` is everywhere `{path: number of weights}`, as `densities` gives it, or a density, which
+stands for that share of every kernel. All methods keep exactly so many, on parameters that may be
+sharded, with ties to the lower flat index.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core import Batch, Masks, Objective, Params, UsageError, View, apply_masks, named
+from jaxlab.sparsity.densities import densities, require_counts
+from jaxlab.sparsity.kernels import kernel_shape, prunable
+from jaxlab.sparsity.selection import keep_largest, mark_largest
+
+Kept = Mapping[str, int] | float
+"""`{path: number of weights kept}`, or a density of every kernel."""
+
+
+def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
+    """Keeps weights of each kernel at random, all subsets of that number being alike.
+
+    Args:
+      key: a typed key; a kernel's mask depends on it, its path and shape, and on nothing else.
+      params: `{path: array or shape}`.
+      kept: see the module.
+
+    Raises:
+      UsageError: a count that fits no parameter or is out of its range.
+
+    >>> mask = random(jax.random.key(0), {'kernel': jnp.ones((4, 5))}, {'kernel': 7})['kernel']
+    >>> mask.shape, int(mask.sum())
+    ((4, 5), 7)
+    """
+    counts = _counts(params, kept)
+    bits = {p: jax.random.bits(named(key, "mask", p), params[p].shape) >> 1 for p in counts}
+    return _largest_of_each(bits, counts)
+
+
+def magnitude(params: Params, kept: Kept, scope: Literal["local", "global"] = "local") -> Masks:
+    """Keeps the weights of largest magnitude.
+
+    Args:
+      params: `{path: array}`.
+      kept: see the module.
+      scope: `local` keeps in each kernel its own number. `global` keeps the sum of the numbers
+        over all kernels together, by `|w|` over its kernel's L2 norm, and of each kernel at least
+        its largest weight.
+
+    Raises:
+      UsageError: as `random`; an unknown scope.
+
+    >>> magnitude({'kernel': jnp.array([[1., -3.], [2., 0.5]])}, 0.5)['kernel'].tolist()
+    [[False, True], [True, False]]
+    """
+    if scope not in ("local", "global"):
+        raise UsageError(f"scope={scope!r}; it takes 'local' or 'global'")
+    counts = _counts(params, kept)
+    scores = {path: jnp.abs(params[path].astype(jnp.float32)) for path in counts}
+    if scope == "local":
+        return _largest_of_each(scores, counts)
+    tiny = jnp.finfo(jnp.float32).tiny
+    norms = {path: jnp.sqrt(jnp.square(s).sum()) for path, s in scores.items()}
+    scores = {path: s / jnp.maximum(norms[path], tiny) for path, s in scores.items()}
+    return _largest_of_all(scores, sum(counts.values()))
+
+
+def n_m(
+    params: Params, n: int, m: int, axis: int = -2, patterns: Sequence[str] | None = None
+) -> Masks:
+    """Keeps the n largest in magnitude of every m weights in a row along one axis.
+
+    Args:
+      params: `{path: array}`.
+      n: from 1 to m.
+      m: divides the axis of every kernel.
+      axis: of the kernel as `(*window, fan_in, fan_out)`; by default the inputs.
+      patterns: which parameters are pruned; see `prunable`.
+
+    Raises:
+      UsageError: n out of its range; a kernel that m does not divide; a pattern that fits nothing.
+
+    >>> mask = n_m({'kernel': jnp.array([[4.], [-3.], [2.], [1.]])}, 2, 4)['kernel']
+    >>> mask.ravel().tolist()
+    [True, True, False, False]
+    """
+    if not 1 <= n <= m:
+        raise UsageError(f"n={n} of m={m}; n is from 1 to m")
+    masks = {}
+    for path in prunable(params, patterns):
+        kernel = params[path].reshape(kernel_shape(path, params[path].shape))
+        if not -kernel.ndim <= axis < kernel.ndim:
+            raise UsageError(f"axis={axis}; {path!r} has {kernel.ndim} axes as {kernel.shape}")
+        if kernel.shape[axis] % m:
+            raise UsageError(
+                f"{path!r} has {kernel.shape[axis]} weights along axis {axis}, which m={m} does "
+                "not divide; leave it out by patterns=, or take another m or axis"
+            )
+        masks[path] = _n_of_m(kernel, n, m, axis % kernel.ndim).reshape(params[path].shape)
+    return masks
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _n_of_m(kernel: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    before, after = kernel.shape[:axis], kernel.shape[axis + 1 :]
+    size = jnp.abs(kernel).reshape(*before, kernel.shape[axis] // m, m, *after)
+    # The rank of each in its group: how many come before it. A group is small.
+    mine, other = jnp.expand_dims(size, axis + 2), jnp.expand_dims(size, axis + 1)
+    place = jnp.arange(m).reshape(m, *(1,) * len(after))
+    earlier = jnp.expand_dims(place, 0) < jnp.expand_dims(place, 1)
+    rank = ((other > mine) | ((other == mine) & earlier)).sum(axis + 2)
+    return (rank < n).reshape(kernel.shape)
+
+
+def snip(
+    view: View, objective: Objective, batch: Batch, kept: Kept, *, key: jax.Array | None = None
+) -> Masks:
+    """Keeps the weights whose removal would change the loss most: `|w dL/dw|` (arXiv 1810.02340).
+
+    The sum of the numbers is kept over all kernels together, of each kernel at least its best
+    weight.
+
+    Args:
+      view: the model with its first parameters; it is called in training mode.
+      objective: `objective(model, batch, carry, key) -> Loss`.
+      batch: on which the loss is taken.
+      kept: see the module.
+      key: of the objective, for models or losses with noise.
+
+    Raises:
+      UsageError: as `random`; scores that are not finite.
+    """
+    counts = _counts(view.params, kept)
+    view, key = view.training(), jax.random.key(0) if key is None else key
+
+    @jax.jit
+    def scored(params: Params, state: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        def loss(params: Params) -> jax.Array:
+            def model(*args: Any, **kwargs: Any) -> Any:
+                return view.apply_with_state(params, state, *args, **kwargs)[0]
+
+            return objective(model, batch, None, key).value
+
+        return _sensitivity(params, jax.grad(loss)(params), counts)
+
+    scores = scored(view.params, view.state, dict(batch))
+    _require_finite(scores, "the gradients of the loss; give another batch or smaller weights")
+    return _largest_of_all(scores, sum(counts.values()))
+
+
+def synflow(view: View, example: Any, kept: Kept, *, rounds: int = 100) -> Masks:
+    """Prunes, round by round, what carries the least synaptic flow (arXiv 2006.05467).
+
+    With `R = sum f(1; |theta|)`, a weight scores `|w dR/dw|`, without data. Of the K weights,
+    `K D^(i/rounds)` are left after round i. The model is in evaluation mode, and of its running
+    statistics the magnitudes are taken, so that all that flows is positive. R grows as a product
+    over all layers, beyond float32 in deep models: it is computed in float64, in all layers that
+    take the dtype of what they are given.
+
+    Args:
+      view: the model with its first parameters.
+      example: inputs [b, ...], an array or shape; its first row is replaced by ones.
+      kept: see the module; the sum of the numbers is kept over all kernels together, of each
+        kernel at least its best weight.
+      rounds: in how many rounds.
+
+    Raises:
+      UsageError: as `random`; fewer than one round; an R that is not finite.
+    """
+    if rounds < 1:
+        raise UsageError(f"rounds={rounds}; it takes 1 or more")
+    counts = _counts(view.params, kept)
+    size = sum(math.prod(view.params[path].shape) for path in counts)
+    total, view = sum(counts.values()), view.evaluating()
+    left = [max(total, round(size * (total / size) ** (i / rounds))) for i in range(1, rounds + 1)]
+
+    with jax.enable_x64(True):
+        ones = jnp.ones((1, *example.shape[1:]), jnp.float64)
+        state = jax.tree.map(_wide_magnitude, view.state)
+        params = jax.jit(lambda params: jax.tree.map(_wide_magnitude, params))(view.params)
+
+        @jax.jit
+        def prune(
+            params: Params, state: dict[str, Any], masks: Masks, count: jax.Array
+        ) -> tuple[Masks, jax.Array]:
+            def flow(params: Params) -> jax.Array:
+                output, _ = view.apply_with_state(params, state, ones)
+                return jax.tree.leaves(output)[0].sum(dtype=jnp.float64)
+
+            params = apply_masks(params, masks)
+            flowing, grads = jax.value_and_grad(flow)(params)
+            return _largest_of_all(_sensitivity(params, grads, counts), count, masks), flowing
+
+        masks = {path: jnp.ones_like(params[path], bool) for path in counts}
+        for number in left:
+            masks, flowing = prune(params, state, masks, number)
+            if not math.isfinite(flowing):
+                raise UsageError(
+                    f"the synaptic flow is {flowing}: the model computes in a dtype too narrow for "
+                    "the product of its layers; build it without a dtype of its own, so that it "
+                    "takes float64"
+                )
+    return masks
+
+
+def nonzero(params: Params, patterns: Sequence[str] | None = None) -> Masks:
+    """The masks that parameters show: which weights of the kernels are not zero.
+
+    Args:
+      params: `{path: array}`, for example of a checkpoint.
+      patterns: which parameters were pruned; see `prunable`.
+    """
+    return {path: params[path] != 0 for path in prunable(params, patterns)}
+
+
+def _counts(params: Mapping[str, Any], kept: Kept) -> dict[str, int]:
+    if not isinstance(kept, Mapping):
+        return densities(params, kept, "uniform", allow_empty_units=True)
+    require_counts(params, kept)
+    return {path: int(count) for path, count in kept.items()}
+
+
+def _sensitivity(params: Params, grads: Params, paths: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {path: jnp.abs(params[path] * grads[path]) for path in paths}
+
+
+def _wide_magnitude(x: jax.Array) -> jax.Array:
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.abs(x).astype(jnp.float64) if is_float else x
+
+
+def _largest_of_each(scores: Mapping[str, jax.Array], counts: Mapping[str, int]) -> Masks:
+    return {path: keep_largest({path: s}, counts[path])[path] for path, s in scores.items()}
+
+
+def _largest_of_all(
+    scores: Mapping[str, jax.Array], count: int | jax.Array, among: Masks | None = None
+) -> Masks:
+    """The largest of all together, but of each kernel at least one."""
+    if among is not None:
+        scores = {path: jnp.where(among[path], s, -1) for path, s in scores.items()}
+    scores = {path: jnp.where(mark_largest(s), jnp.inf, s) for path, s in scores.items()}
+    return keep_largest(scores, count, among)
+
+
+def _require_finite(scores: Mapping[str, jax.Array], what: str) -> None:
+    for path, score in scores.items():
+        if not bool(jnp.isfinite(score).all()):
+            raise UsageError(f"the scores of {path!r} are not finite: they come from {what}")
