@@ -35,9 +35,9 @@ from jaxlab.core import (
     View,
     batch_sharding,
     from_dict,
-    host_rows,
+    local_rows,
     make_mesh,
-    on_main_host,
+    on_main_process,
     place_rows,
     to_dict,
     whole,
@@ -69,8 +69,8 @@ def run(config: Config, record: Record) -> None:
             claims, numbers = claims + more_claims, numbers | more_numbers
         command = study.repeat_command(record, VARIANTS, DEFAULT)
         record.write_results(claims, study.with_command(numbers, command))
-    on_main_host(lambda: draw(record))
-    on_main_host(lambda: print(closing_words(record)))
+    on_main_process(lambda: draw(record))
+    on_main_process(lambda: print(closing_words(record)))
 
 
 def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]]:
@@ -88,7 +88,7 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
         align=window,
         segment_length=config.data.segment_length,
         max_document_tokens=limit,
-        rows=host_rows(config.train.batch_size, mesh),
+        rows=local_rows(config.train.batch_size, mesh),
     )
     texts = evals.evaluated_texts(held_out, tokenizer, limit)
     reach = window * max(model.model.depth for model in text_models(config).values())
@@ -123,7 +123,10 @@ def on_text(config: Config, record: Record) -> tuple[list[Claim], dict[str, Any]
                     scores.setdefault(control, []).append(score(fitted, before_segment=change))
             if not text_model.folder:
                 trained = fitted.view.model(whole(fitted.params))
-                on_main_host(lambda: write_sample(record, trained, tokenizer, config))  # noqa: B023
+                # The lambda is called at once, before the loop goes on.
+                on_main_process(
+                    lambda: write_sample(record, trained, tokenizer, config)  # noqa: B023
+                )
     folders = {name: model.folder for name, model in text_models(config).items()}
     seconds, rates = (
         {name: typical(record, folder, f"time/{metric}") for name, folder in folders.items()}
@@ -201,7 +204,7 @@ def fit_text(
         batch_size=settings.batch_size,
         segment_length=length,
         align=model.window,
-        rows=host_rows(settings.batch_size, mesh),
+        rows=local_rows(settings.batch_size, mesh),
         seed=settings.seed,
     )
     watched = settings.watch_every and model.recurrent_layers
@@ -323,7 +326,7 @@ def on_recall(config: Config, record: Record) -> tuple[list[Claim], dict[str, An
         settings = dataclasses.replace(recall.train, seed=recall.train.seed + seed)
         # Training draws its sequences from the seeds themselves: these are others.
         batch = task.batch(settings.seed + 1000, 0, recall.eval_sequences, recall.eval_blocks)
-        rows = host_rows(size, make_mesh(settings.mesh))
+        rows = local_rows(size, make_mesh(settings.mesh))
         for name, model in models.items():
             fitted = fit(
                 part(record, RECALL[name] + (f"_{seed}" if seed else ""), model, settings),
@@ -747,8 +750,8 @@ def closing_words(record: Record) -> str:
     return "\n".join(
         [
             "",
-            f"{held_out['documents']:,} documents that no model has seen, {held_out['bytes']:,} bytes; "
-            "fewer bits are better:",
+            f"{held_out['documents']:,} documents that no model has seen, "
+            f"{held_out['bytes']:,} bytes; fewer bits are better:",
             "",
             results.table(comparison(numbers)),
             "",

@@ -28,7 +28,7 @@ from flax import nnx
 
 from configs.sparsity_robustness import DEFAULT, VARIANTS, Config, StressConfig
 from jaxlab import analysis, data, evals, planning, results, sparsity, study, train
-from jaxlab.core import View, host_rows, make_mesh, on_main_host, to_dict
+from jaxlab.core import View, local_rows, make_mesh, on_main_process, to_dict
 from jaxlab.data import ImageSet, augment, corruptions
 from jaxlab.objectives import classify
 from jaxlab.results import Claim, Record, figures
@@ -88,8 +88,8 @@ def run(config: Config, record: Record) -> None:
             claims_of(config, found, accuracy),
             study.with_command(numbers_of(found, accuracy, training, test), command),
         )
-    on_main_host(lambda: draw(record))
-    on_main_host(lambda: print(closing_words(record)))
+    on_main_process(lambda: draw(record))
+    on_main_process(lambda: print(closing_words(record)))
 
 
 def nets(config: Config, images: ImageSet) -> dict[str, Net]:
@@ -212,7 +212,7 @@ def fit(
         training,
         settings.batch_size,
         seed=settings.seed,
-        rows=host_rows(settings.batch_size, mesh),
+        rows=local_rows(settings.batch_size, mesh),
     )
     _, done = train.run_training(
         settings,

@@ -38,8 +38,8 @@ from jaxlab.core import (
     WriteError,
     gather,
     nearest,
-    num_hosts,
-    on_main_host,
+    num_processes,
+    on_main_process,
 )
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         self._read_only = read_only
         if not read_only:
-            on_main_host(lambda: _make_folder(self.folder))
+            on_main_process(lambda: _make_folder(self.folder))
         self._background = Background("checkpoint")
         pause = self._background.pause if not read_only and _beside_steps() else None
         self._open = functools.partial(
@@ -352,7 +352,7 @@ class Checkpoints:
 
     def _give_up(self, step: int | None) -> None:
         """Ends a save that failed, frees the space that it took, and looks what is there."""
-        if num_hosts() > 1:
+        if num_processes() > 1:
             # To close takes all processes, and those without an error do not know of it. The next
             # start removes what is left.
             self._failed = True
@@ -473,13 +473,13 @@ class Checkpoints:
                 (self.folder / str(step)).rename(aside)
 
         if not self._read_only:
-            on_main_host(move)
+            on_main_process(move)
         self._manager.reload()
 
 
 def _beside_steps() -> bool:
     """Whether a save is left to a thread, with a copy of the state, as all lies with the host."""
-    return num_hosts() == 1 and jax.default_backend() == "cpu"
+    return num_processes() == 1 and jax.default_backend() == "cpu"
 
 
 class _Taken(NamedTuple):

@@ -33,7 +33,7 @@ from jaxlab.data.text.documents import join_states as join_states
 from jaxlab.data.text.encoding import InvalidUtf8 as InvalidUtf8
 from jaxlab.data.text.encoding import check_utf8 as check_utf8
 from jaxlab.data.text.encoding import find_invalid_utf8 as find_invalid_utf8
-from jaxlab.data.text.framing import HostBatch as HostBatch
+from jaxlab.data.text.framing import NumpyBatch as NumpyBatch
 from jaxlab.data.text.framing import count_words as count_words
 from jaxlab.data.text.repositories import Repositories as Repositories
 from jaxlab.data.text.sentence_piece import SentencePiece as SentencePiece
@@ -56,7 +56,7 @@ __all__ = [
     "Bytes",
     "DocumentStream",
     "Documents",
-    "HostBatch",
+    "NumpyBatch",
     "ImageBatches",
     "ImageFolder",
     "ImageSet",

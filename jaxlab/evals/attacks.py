@@ -27,7 +27,7 @@ from jaxlab.core import (
     UsageError,
     View,
     constrain,
-    num_hosts,
+    num_processes,
     require_labels,
 )
 from jaxlab.data import unit_images
@@ -114,7 +114,7 @@ class Attack:
         """
         rows = Examples.of(batch["inputs"], batch["targets"], batch.get("index"))
         model = Classifier.of(self.view, params, state, mesh, rules)
-        shape = (len(rows.images) * num_hosts(), *rows.images.shape[1:])
+        shape = (len(rows.images) * num_processes(), *rows.images.shape[1:])
         model.rows(shape[0])
         require_labels(rows.labels, model.num_classes(shape, rows.images.dtype))
         placed = model.place({"inputs": rows.images, "targets": rows.labels, "index": rows.index})

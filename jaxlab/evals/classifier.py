@@ -22,7 +22,7 @@ from jaxlab.core import (
     View,
     batch_sharding,
     constrain,
-    host_rows,
+    local_rows,
     make_mesh,
     param_shardings,
     place_rows,
@@ -214,7 +214,7 @@ class Classifier:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}; expected 1 or more")
-        return host_rows(batch_size, self.mesh, self.rules)
+        return local_rows(batch_size, self.mesh, self.rules)
 
     def _logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return self.run(predicted_logits, batch["inputs"])

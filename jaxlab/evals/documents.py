@@ -21,12 +21,12 @@ from jaxlab.core import (
     View,
     batch_sharding,
     constrain,
+    fetch_local_rows,
     gather,
-    host_rows,
+    local_rows,
     make_mesh,
     owned_rows,
     place_rows,
-    rows_on_host,
     use_mesh,
 )
 from jaxlab.data import Prefetch
@@ -167,7 +167,7 @@ def evaluate_documents(
         compiles once for one shape, however often it is evaluated.
       params: `{path: array}`.
       batches: a `Walk`. A batch has `inputs`, `targets`, `mask`, `start`, `position` and `index`,
-        all [b, t] and all of one shape; b are the rows of this host, see `core.host_rows`.
+        all [b, t] and all of one shape; b are the rows of this host, see `core.local_rows`.
       init_carry: makes the carry of so many rows.
       edges: where the bins of document positions begin, ascending from 0.
       before_segment: `(params, carry) -> carry`, applied before every batch: a control, such as
@@ -189,16 +189,16 @@ def evaluate_documents(
         for host, batch in ahead:
             if carry is None:
                 carry = place_rows(init_carry(len(host["mask"])), batch_sharding(mesh, rules))
-                owned = owned_rows(host_rows(len(batch["inputs"]), mesh, rules))
+                owned = owned_rows(local_rows(len(batch["inputs"]), mesh, rules))
             nats_bt, carry = _score(view, rules, params, batch, change(params, carry))
             counted = host["mask"] & owned[:, None]
-            nats = rows_on_host(nats_bt).astype(np.float64)[counted]
+            nats = fetch_local_rows(nats_bt).astype(np.float64)[counted]
             place = np.searchsorted(edges, host["position"][counted], side="right") - 1
             bins.add(place, nats)
             documents.add(host["index"][counted], nats)
             at = _marked(marks or {}, host["index"][counted], host["position"][counted])
             marked.add(np.zeros(at.sum(), np.int64), nats[at])
-    bins, documents, marked = (sums.over_hosts() for sums in (bins, documents, marked))
+    bins, documents, marked = (sums.over_processes() for sums in (bins, documents, marked))
     if not documents.counts.size:
         raise UsageError("no token counts in these batches; pass documents with text")
     kept = np.flatnonzero(documents.counts)
@@ -248,7 +248,7 @@ class _Sums:
         self.nats = self.nats_of(size) + np.bincount(numbers, nats, size)
         self.counts = self.counts_of(size) + np.bincount(numbers, minlength=size)
 
-    def over_hosts(self) -> _Sums:
+    def over_processes(self) -> _Sums:
         """The sums of all hosts; all of them must call it."""
         total = _Sums()
         for nats, counts in gather([self.nats.tolist(), self.counts.tolist()]):

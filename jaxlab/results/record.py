@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import UsageError, is_main_host, nearest, on_main_host
+from jaxlab.core import UsageError, is_main_process, nearest, on_main_process
 from jaxlab.results.differences import differences, flatten, listed, matches
 from jaxlab.results.environment import current_environment
 from jaxlab.results.metrics import METRICS_FILE, read_metrics
@@ -99,7 +99,7 @@ class Record:
             cannot, or when the folder holds a run with another experiment, variant or config.
         """
         record = cls(pathlib.Path(workdir), experiment, variant, paper, _plain_config(config))
-        on_main_host(lambda: record._begin(ignore))
+        on_main_process(lambda: record._begin(ignore))
         return record
 
     @classmethod
@@ -240,7 +240,7 @@ class Record:
             "numbers": numbers,
             "environment": current_environment(),
         }
-        return replace_json(self.results_path, results) if is_main_host() else self.results_path
+        return replace_json(self.results_path, results) if is_main_process() else self.results_path
 
     def _begin(self, ignore: Sequence[str]) -> None:
         _make_folder(self.workdir)

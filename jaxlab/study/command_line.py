@@ -8,12 +8,12 @@ A run that ends before its time says so in one line. Its exit code is
     4: no step was done within `train.stuck_seconds`; the stacks of all threads stand above it;
     5: something could not be written, for one because the disk is full;
     75: run me again (EX_TEMPFAIL of sysexits.h): all is saved after a SIGTERM, which announces
-        that the machine is wanted elsewhere; or another host of the run is lost;
+        that the machine is wanted elsewhere; or another process of the run is lost;
     130: stopped by Ctrl-C.
 After 4, 5, 75 and 130 the same command continues from the newest checkpoint.
 
 With several processes, each is started with the same command; see `study.connect` for how they
-find each other. Only the main host prints.
+find each other. Only the main process prints.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from absl import flags
 from jaxlab.core import (
     CHIPS,
     FULL,
-    MainHostError,
+    MainProcessError,
     UsageError,
     WriteError,
     flatten,
-    is_main_host,
+    is_main_process,
     nearest,
-    num_hosts,
+    num_processes,
     to_dict,
     use_devices,
 )
@@ -97,7 +97,7 @@ FLAGS = (
         flags.DEFINE_string,
         "coordinator",
         None,
-        "HOST:PORT of process 0, on hosts that no cluster manages.",
+        "HOST:PORT of process 0, on machines that no cluster manager starts.",
     ),
     (
         flags.DEFINE_integer,
@@ -108,9 +108,9 @@ FLAGS = (
     (flags.DEFINE_integer, "process_id", None, "The number of this one, from 0."),
     (
         flags.DEFINE_integer,
-        "host_timeout",
+        "heartbeat_timeout",
         60,
-        "Seconds after which a silent process is taken for lost.",
+        "Seconds of silence after which a process counts as lost.",
     ),
 )
 """Every experiment's flags: how absl defines them, name, default, help."""
@@ -196,13 +196,13 @@ class Command:
             return 0
         except (Exception, KeyboardInterrupt) as error:
             ending = _ending(error)
-            if ending is None and num_hosts() == 1:
+            if ending is None and num_processes() == 1:
                 raise
             words, code = ending or (traceback.format_exc(), 1)
             if words is not None:
-                host = f" (host {jax.process_index()})" if num_hosts() > 1 else ""
-                print(f"{self._file.stem}{host}: {words}", file=sys.stderr, flush=True)
-            if num_hosts() > 1 and not isinstance(error, TrainingInterrupted):
+                process = f" (process {jax.process_index()})" if num_processes() > 1 else ""
+                print(f"{self._file.stem}{process}: {words}", file=sys.stderr, flush=True)
+            if num_processes() > 1 and not isinstance(error, TrainingInterrupted):
                 # Else the process would wait at its end for the others, which wait for it.
                 leave(code)
             return code
@@ -223,7 +223,7 @@ class Command:
                 found.coordinator,
                 found.num_processes,
                 found.process_id,
-                host_timeout=found.host_timeout,
+                heartbeat_timeout=found.heartbeat_timeout,
             )
         with quiet_unless_main():
             self._act(found, assignments)
@@ -321,7 +321,7 @@ def _sample_value(value: int | float | list[str]) -> SampleFlag:
 
 
 def _require_fitting(found: flags.FlagValues, *, samples: bool) -> None:
-    """Refuses flags without an effect; those of several hosts may stand in a command to plan."""
+    """Refuses flags that have no effect; a dry run may have those for several processes."""
     for name in () if found.dry_run else ("topology", "hardware", "price"):
         if getattr(found, name) is not None:
             raise UsageError(f"--{name} is for planning; add --dry_run, or leave it off")
@@ -346,12 +346,12 @@ def _pod(found: flags.FlagValues) -> Pod | None:
 
 
 def _ending(error: BaseException) -> tuple[str | None, int] | None:
-    """What is said of an error, None where another host says it, and the exit code.
+    """What is said of an error, None if another process says it, and the exit code.
 
     None for errors that nobody foresaw.
     """
-    here = str(error) if is_main_host() else None
-    if isinstance(error, MainHostError):
+    here = str(error) if is_main_process() else None
+    if isinstance(error, MainProcessError):
         return None, USAGE
     if isinstance(error, UsageError):
         return str(error), USAGE
@@ -367,10 +367,10 @@ def _ending(error: BaseException) -> tuple[str | None, int] | None:
     if isinstance(error, KeyboardInterrupt):
         words = "stopped by Ctrl-C; the same command continues from the last checkpoint"
         return words, CTRL_C
-    if isinstance(error, jax.errors.JaxRuntimeError) and num_hosts() > 1:
+    if isinstance(error, jax.errors.JaxRuntimeError) and num_processes() > 1:
         words = " ".join(str(error).split())[:200]
         return (
-            f"another host of the run seems lost ({words}); start all of them again: the same "
+            f"another process of the run seems lost ({words}); start all of them again: the same "
             "command continues from the last checkpoint",
             RUN_AGAIN,
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlab.core import UsageError, is_main_host
+from jaxlab.core import UsageError, is_main_process
 
 RUN_AGAIN = 75
 """The exit code that asks for the same command again: `EX_TEMPFAIL` of sysexits.h."""
@@ -25,7 +25,7 @@ def connect(
     process_id: int | None = None,
     *,
     start_timeout: int = 300,
-    host_timeout: int = 60,
+    heartbeat_timeout: int = 60,
 ) -> None:
     """Joins this process to the others of its run; comes before any use of JAX.
 
@@ -38,9 +38,9 @@ def connect(
       num_processes: how many take part.
       process_id: the number of this one, from 0.
       start_timeout: seconds to wait for the others at the start.
-      host_timeout: a host that has not been heard of for so many seconds is taken for lost: the
-        others then end with one line and the exit code that asks to be run again, below what JAX
-        says itself.
+      heartbeat_timeout: seconds of silence after which a process counts as lost: the others then
+        end with one line, below the output of JAX itself, and the exit code that asks to be run
+        again.
 
     Raises:
       UsageError: some of the three without the others, numbers out of range, a coordinator that
@@ -52,7 +52,7 @@ def connect(
     missing = [f"--{name}" for name, value in given.items() if value is None]
     settings = {
         "initialization_timeout": start_timeout,
-        "heartbeat_timeout_seconds": host_timeout,
+        "heartbeat_timeout_seconds": heartbeat_timeout,
     }
     if not missing:
         _check(str(coordinator), int(num_processes or 0), int(process_id or 0))
@@ -71,7 +71,7 @@ def connect(
 def _last_words(_signal: int) -> None:
     """What is said where JAX aborts, from a thread of its own that is none of Python's."""
     line = (
-        "another host of the run seems lost: JAX aborted this one, see above; start all of them "
+        "another process of the run seems lost: JAX aborted this one, see above; start all of them "
         "again: the same command continues from the last checkpoint\n"
     )
     os.write(2, line.encode())
@@ -135,8 +135,8 @@ def _initialize(
 
 @contextlib.contextmanager
 def quiet_unless_main() -> Iterator[None]:
-    """Within this context only the main host writes to standard output and gives warnings."""
-    if is_main_host():
+    """Within this context only the main process writes to standard output and gives warnings."""
+    if is_main_process():
         yield
         return
     logger = logging.getLogger("jaxlab")

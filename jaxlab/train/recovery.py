@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxlab.core import UsageError, gather, on_main_host
+from jaxlab.core import UsageError, gather, on_main_process
 from jaxlab.results import METRICS_FILE, read_metrics, replace_json
 from jaxlab.train.hooks import Hook
 from jaxlab.train.stopping import TrainingDiverged
@@ -160,7 +160,7 @@ class Skips:
     def _write(self) -> None:
         stored = {"after": self.after, "reasons": self.reasons}
         # No host goes on before the file stands.
-        on_main_host(lambda: replace_json(self.path, stored))
+        on_main_process(lambda: replace_json(self.path, stored))
 
 
 @dataclasses.dataclass
@@ -238,4 +238,4 @@ class Recovery:
 
 def agreed(read: Callable[[], Any]) -> Any:
     """What `read()` gives the main host, as plain JSON, on every host."""
-    return gather(on_main_host(read))[0]
+    return gather(on_main_process(read))[0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from jaxlab.core import num_hosts
+from jaxlab.core import num_processes
 from jaxlab.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class StopOnSignal(Hook):
             run.interrupted = run.interrupted or signal.Signals(number)
             run.stop = True
 
-        if num_hosts() > 1:
+        if num_processes() > 1:
             # SIGTERM belongs to JAX here.
             self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
             return
@@ -180,7 +180,7 @@ class StopOnSignal(Hook):
 
     def after_step(self, run: Run) -> None:
         """Ends the run at the step that all hosts have agreed upon."""
-        if num_hosts() > 1 and reached_preemption_sync_point(run.step):
+        if num_processes() > 1 and reached_preemption_sync_point(run.step):
             run.interrupted = signal.SIGTERM
             run.stop = True
 

@@ -23,7 +23,7 @@ from jaxlab.core import (
     UsageError,
     View,
     batch_sharding,
-    is_main_host,
+    is_main_process,
     make_mesh,
     num_row_shards,
     place_rows,
@@ -186,7 +186,7 @@ def run_training(
       build: makes the model.
       objective: `objective(model, batch, carry, key) -> Loss`.
       stream: batches of numpy arrays [b, ...], with `state()` and `restore(state)`; with several
-        hosts, each reads its rows, see `core.host_rows`.
+        hosts, each reads its rows, see `core.local_rows`.
       workdir: an existing folder or a `Record`.
       init_carry: makes the recurrent state of so many rows.
       hooks: more of them, called behind logs, evaluation and progress bar, before checkpoints;
@@ -252,7 +252,7 @@ def run_training(
                 run = Run(restored.state, int(restored.state.step), config.steps, stream)
                 return _trained(plan.view, run.state), run
             try:
-                with MetricWriter(workdir) if is_main_host() else NoMetrics() as writer:
+                with MetricWriter(workdir) if is_main_process() else NoMetrics() as writer:
                     state = _first_state(plan, restored, stream, beginning, writer, first)
                     recovery.pass_over(stream, int(state.step))
                     all_hooks = [
@@ -265,7 +265,7 @@ def run_training(
                         StopOnNaN(checkpoints),
                         *_spikes(config, workdir, int(state.step), checkpoints),
                         *_evaluations(config, evaluate, watch, writer),
-                        *([ProgressBar(description)] if is_main_host() else []),
+                        *([ProgressBar(description)] if is_main_process() else []),
                         *hooks,
                         SaveCheckpoint(checkpoints, config.save_every, meta),
                         signals,

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from jaxlab import data, evals, study, train
-from jaxlab.core import View, host_rows, make_mesh
+from jaxlab.core import View, local_rows, make_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.objectives import next_token
 
@@ -61,7 +61,7 @@ class Pause(train.Hook):
 
 def run(config: Config, record) -> None:
     mesh = make_mesh(config.train.mesh)
-    rows = host_rows(config.train.batch_size, mesh)
+    rows = local_rows(config.train.batch_size, mesh)
     sizes = {"batch_size": config.train.batch_size, "segment_length": 16, "rows": rows}
     source, tokenizer = data.Documents(TEXTS), data.Bytes()
     stream = data.DocumentStream(source, tokenizer, **sizes)

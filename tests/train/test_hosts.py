@@ -67,7 +67,7 @@ class Processes:
                     f"--config={STUDY}",
                     f"--workdir={workdir}",
                     f"--devices={8 // count if count > 1 else 1}",
-                    "--host_timeout=10",
+                    "--heartbeat_timeout=10",
                     *found[i],
                     *arguments,
                 ],
@@ -204,7 +204,7 @@ def test_a_run_that_lost_a_process_goes_on_in_one_process_and_another_mesh(
     code, _, errors = ended[1 - lost]
     assert (code, ended[lost][0]) == (75, -signal.SIGKILL), errors
     # Below what JAX says of it.
-    assert errors.splitlines()[-1].startswith("another host of the run seems lost"), errors
+    assert errors.splitlines()[-1].startswith("another process of the run seems lost"), errors
     # That of step 6 may have been on its way to the disk.
     assert {3} <= saved_steps(tmp_path) <= {3, 6}
     go_on_here(study, tmp_path, data=8)

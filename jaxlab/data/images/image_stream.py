@@ -11,7 +11,7 @@ import numpy as np
 from jaxlab.data.images.image_set import ImageSet
 from jaxlab.data.order import epoch_order
 from jaxlab.data.state import State, require_same_stream
-from jaxlab.data.text.framing import HostBatch, checked_rows, require_not_negative
+from jaxlab.data.text.framing import NumpyBatch, checked_rows, require_not_negative
 
 
 class ImageStream:
@@ -31,7 +31,7 @@ class ImageStream:
         images: the images.
         batch_size: rows of the global batch.
         seed: the order of images.
-        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
+        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
 
     Raises:
         UsageError: a batch below 1, rows that are not in it, or a negative seed.
@@ -55,10 +55,10 @@ class ImageStream:
             "images": images.fingerprint,
         }
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[NumpyBatch]:
         return self
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> NumpyBatch:
         epochs, places = np.divmod(self._next * self.batch_size + self._places, len(self.images))
         index = np.empty(len(places), np.int32)
         for epoch in range(epochs[0], epochs[-1] + 1):
@@ -102,7 +102,7 @@ class ImageBatches:
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[NumpyBatch]:
         places = np.array(self.rows, np.int32)
         for begin in range(0, len(self) * self.batch_size, self.batch_size):
             index = begin + places
@@ -122,7 +122,7 @@ def image_batches(
     Args:
         images: the images.
         batch_size: rows of the global batch.
-        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
+        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
 
     Raises:
         UsageError: a batch below 1, or rows that are not in it.
@@ -130,7 +130,7 @@ def image_batches(
     return ImageBatches(images, batch_size, checked_rows(batch_size, rows))
 
 
-def _batch(images: ImageSet, index: np.ndarray) -> HostBatch:
+def _batch(images: ImageSet, index: np.ndarray) -> NumpyBatch:
     return {
         "inputs": images.images[index],
         "targets": images.labels[index],

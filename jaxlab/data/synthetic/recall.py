@@ -10,7 +10,12 @@ import numpy.typing as npt
 
 from jaxlab.core import UsageError
 from jaxlab.data.state import State, require_same_stream
-from jaxlab.data.text.framing import HostBatch, checked_rows, require_not_negative, require_positive
+from jaxlab.data.text.framing import (
+    NumpyBatch,
+    checked_rows,
+    require_not_negative,
+    require_positive,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,7 @@ class RecallTask:
 
     def batch(
         self, seed: int, index: int, batch_size: int, num_blocks: int | None = None
-    ) -> HostBatch:
+    ) -> NumpyBatch:
         """Returns batch number `index` under `seed`; it depends on nothing else but its shape.
 
         Args:
@@ -176,10 +181,10 @@ class RecallStream:
             "segments": segments,
         }
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[NumpyBatch]:
         return self
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> NumpyBatch:
         sequence, segment = divmod(self._next, self.segments)
         batch = self.task.batch(
             self._seed, sequence, self.batch_size, self.segments * self.task.num_blocks

@@ -14,7 +14,7 @@ from jaxlab.data.state import State, require_same_stream
 from jaxlab.data.text.framing import (
     Framed,
     FramedDocuments,
-    HostBatch,
+    NumpyBatch,
     checked_rows,
     require_aligned,
     require_not_negative,
@@ -62,7 +62,7 @@ class DocumentStream:
         align: documents start at multiples of this; it divides `segment_length`.
         seed: the order of documents.
         shuffle: False reads every epoch in the source's order.
-        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
+        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
         cache_bytes: bound on the tokenised documents that are kept beside those being read.
 
     Raises:
@@ -106,12 +106,12 @@ class DocumentStream:
             "tokenizer": tokenizer.fingerprint(),
         }
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[NumpyBatch]:
         return self
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> NumpyBatch:
         shape = (len(self.rows), self.segment_length)
-        batch: HostBatch = {
+        batch: NumpyBatch = {
             "inputs": np.empty(shape, np.int32),
             "targets": np.empty(shape, np.int32),
             "mask": np.zeros(shape, np.bool_),
@@ -148,7 +148,7 @@ class DocumentStream:
             )
         self._readers = [self._reopen(row, *saved[row]) for row in self.rows]
 
-    def _fill(self, row: HostBatch, reader: _Reader) -> None:
+    def _fill(self, row: NumpyBatch, reader: _Reader) -> None:
         filled = 0
         while filled < self.segment_length:
             if reader.offset == reader.document.length:

@@ -16,7 +16,7 @@ from jaxlab.data.reading import read_patiently
 from jaxlab.data.text.sources import Source
 from jaxlab.data.text.tokenizers import Tokenizer
 
-HostBatch = dict[str, npt.NDArray[np.generic]]
+NumpyBatch = dict[str, npt.NDArray[np.generic]]
 """A batch in the memory of this host: NumPy arrays by name."""
 
 _WORD = re.compile(r"\S+")
@@ -48,7 +48,7 @@ class Framed:
         """Positions with the padding; a multiple of the alignment."""
         return len(self.ids) - 1
 
-    def copy_into(self, row: HostBatch, at: int, offset: int) -> int:
+    def copy_into(self, row: NumpyBatch, at: int, offset: int) -> int:
         """Copies positions from `offset` on to `row[at:]` and returns how many fitted.
 
         `row` holds `inputs`, `targets` and a `mask` that is False so far, each [t].

@@ -11,7 +11,7 @@ import numpy as np
 from jaxlab.core import UsageError
 from jaxlab.data.text.framing import (
     FramedDocuments,
-    HostBatch,
+    NumpyBatch,
     checked_rows,
     require_aligned,
     require_positive,
@@ -54,13 +54,13 @@ class Walk:
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[NumpyBatch]:
         rows = [self._segments(indices) for indices in self._plan]
         for _ in range(self.num_batches):
             segments = [next(row) for row in rows]
             yield {name: np.stack([s[name] for s in segments]) for name in segments[0]}
 
-    def _segments(self, indices: tuple[int, ...]) -> Iterator[HostBatch]:
+    def _segments(self, indices: tuple[int, ...]) -> Iterator[NumpyBatch]:
         """Yields the segments of one row, then empty ones without end."""
         segment, filled = self._empty(), 0
         for index in indices:
@@ -80,7 +80,7 @@ class Walk:
             yield segment
             segment = self._empty()
 
-    def _empty(self) -> HostBatch:
+    def _empty(self) -> NumpyBatch:
         size = self.segment_length
         return {
             "inputs": np.full(size, self._boundary_id, np.int32),
@@ -116,7 +116,7 @@ def walk(
         align: documents start at multiples of this; it divides `segment_length`.
         max_document_tokens: only so many first tokens of each document; a document that is cut off
             has no end to predict.
-        rows: those of the global batch that this host reads, see `core.host_rows`; None: all.
+        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
         cache_bytes: bound on the tokenised documents that are kept.
 
     Raises:

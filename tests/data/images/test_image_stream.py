@@ -51,9 +51,9 @@ def test_order_depends_on_the_seed_and_not_on_the_batch_size():
     assert (first != joined(take(ImageStream(numbered(50), 5, seed=4), 20))).any()
 
 
-@pytest.mark.parametrize("num_hosts", [2, 3])
-def test_hosts_together_make_the_rows_of_one(num_hosts):
-    rows = np.array_split(np.arange(6), num_hosts)
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_hosts_together_make_the_rows_of_one(num_processes):
+    rows = np.array_split(np.arange(6), num_processes)
     hosts = [ImageStream(numbered(10), 6, seed=1, rows=mine.tolist()) for mine in rows]
     for whole in take(ImageStream(numbered(10), 6, seed=1), 7):
         parts = [next(host) for host in hosts]
