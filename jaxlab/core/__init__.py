@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jaxlab.core.config import differences as differences
 from jaxlab.core.config import from_dict as from_dict
 from jaxlab.core.config import override as override
 from jaxlab.core.config import to_dict as to_dict

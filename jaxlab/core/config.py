@@ -1,4 +1,4 @@
-"""Frozen dataclasses as configuration: dotted overrides, plain dicts, differences.
+"""Frozen dataclasses as configuration: dotted overrides, plain dicts.
 
 The public config libraries do not take frozen dataclasses with tuples, literals and optional
 fields from the command line; this resolver does, and names the nearest field on a typo.
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from jaxlab.core.errors import UsageError, nearest
-from jaxlab.core.paths import flatten
 
 C = TypeVar("C")
 
@@ -158,19 +157,3 @@ def _build(kind: Any, value: Any) -> Any:
         inner = typing.get_args(kind)
         return tuple(_build(inner[0] if inner else Any, item) for item in value)
     return value
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines `field: old -> new` for every dotted field in which two nested dicts differ.
-
-    >>> differences({'train': {'steps': 1}}, {'train': {'steps': 2}})
-    ['train.steps: 1 -> 2']
-    """
-    a = {path.replace("/", "."): value for path, value in flatten(old).items()}
-    b = {path.replace("/", "."): value for path, value in flatten(new).items()}
-    absent = "absent"
-    return [
-        f"{field}: {a.get(field, absent)} -> {b.get(field, absent)}"
-        for field in sorted(a.keys() | b.keys())
-        if a.get(field, absent) != b.get(field, absent)
-    ]
