@@ -36,7 +36,7 @@ def is_private(name: str) -> bool:
 
 
 def room_of(dotted: str) -> str:
-    """Returns the room of `jaxlab.nn.mlp` (`nn`), of `configs.x` (`configs`), `""` outside."""
+    """Returns the room of `jaxlab.nn.conv` (`nn`), of `configs.x` (`configs`), `""` outside."""
     tree, *rest = dotted.split(".")
     if tree == "jaxlab":
         return rest[0] if rest else "jaxlab"
@@ -113,7 +113,7 @@ def test_the_rule_reads_real_files():
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("jaxlab/core/a.py", "from jaxlab.nn.mlp import MLP"),
+        ("jaxlab/core/a.py", "from jaxlab.nn.conv import Conv"),
         ("jaxlab/core/a.py", "from ..nn import mlp"),
         ("jaxlab/core/a.py", "def f():\n    import jaxlab.train.loop"),
         ("jaxlab/data/a.py", "from jaxlab import nn"),
@@ -145,8 +145,8 @@ def test_a_wrong_import_is_caught(tmp_path: pathlib.Path, file: str, source: str
     ("file", "source"),
     [
         ("jaxlab/__init__.py", "from jaxlab import train as train"),
-        ("jaxlab/nn/a.py", "from jaxlab.core import View\nfrom jaxlab.nn.mlp import _gate"),
-        ("jaxlab/nn/a.py", "from . import mlp\nfrom .mlp import MLP\nfrom ..core import View"),
+        ("jaxlab/nn/a.py", "from jaxlab.core import View\nfrom jaxlab.nn.conv import _gate"),
+        ("jaxlab/nn/a.py", "from . import conv\nfrom .conv import Conv\nfrom ..core import View"),
         ("jaxlab/results/a.py", "import jax._src\nfrom jaxlab import __version__"),
         ("jaxlab/results/a.py", "import jaxlab\n\nversion = jaxlab.__version__"),
         ("jaxlab/evals/a.py", "from jaxlab import sampling, objectives"),

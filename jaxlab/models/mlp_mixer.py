@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlab.models.classifier import Classifier, ClassifierConfig, linear_head
 from jaxlab.models.registry import features, register
 from jaxlab.models.vit import Patches, require_patches
-from jaxlab.nn import MLP, Block
+from jaxlab.nn import Block, FeedForward
 from jaxlab.nn.norm import layer_norm
 
 
@@ -60,7 +60,7 @@ class TokenMixer(nnx.Module):
     """An MLP across tokens, the same for every channel, in the place of a block's attention."""
 
     def __init__(self, num_tokens: int, token_dim: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.mlp = MLP(
+        self.mlp = FeedForward(
             num_tokens, token_dim, activation="gelu", use_bias=True, dtype=dtype, rngs=rngs
         )
 
@@ -94,7 +94,9 @@ class MLPMixer(Classifier):
                 Block(
                     d,
                     TokenMixer(config.num_patches, config.token_dim or max(d // 2, 1), **how),
-                    MLP(d, config.mlp_dim or 4 * d, activation="gelu", use_bias=True, **how),
+                    FeedForward(
+                        d, config.mlp_dim or 4 * d, activation="gelu", use_bias=True, **how
+                    ),
                     norm=layer_norm,
                     **how,
                 )

@@ -28,12 +28,12 @@ from jaxlab.models.decoding import Decoding, require_like
 from jaxlab.models.registry import register, tokens
 from jaxlab.nn import (
     GATES,
-    MLP,
     UPDATES,
     Attention,
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
+    FeedForward,
     RMSNorm,
     Rotary,
     Segment,
@@ -450,7 +450,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         mixer = StateReadingAttention(
             mixer, config.width, head_scale=config.head_scale, dtype=dtype, rngs=rngs
         )
-    mlp = MLP(
+    mlp = FeedForward(
         config.width,
         config.mlp_dim or 4 * config.width,
         activation=config.activation,

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlab.core import UsageError, constrain
 from jaxlab.models.classifier import Classifier, ClassifierConfig, linear_head
 from jaxlab.models.registry import features, register
-from jaxlab.nn import MLP, Attention, Block, projection
+from jaxlab.nn import Attention, Block, FeedForward, projection
 from jaxlab.nn.attention import split_width
 from jaxlab.nn.norm import layer_norm
 
@@ -132,7 +132,7 @@ class ViT(Classifier):
                     Attention(
                         d, config.num_heads, causal=False, use_bias=True, dtype=dtype, rngs=rngs
                     ),
-                    MLP(
+                    FeedForward(
                         d,
                         config.mlp_dim or 4 * d,
                         activation="gelu",

@@ -1,4 +1,4 @@
-"""Layers: attention, the block-recurrent cell, convolution, MLP, norms, positions, the block."""
+"""Layers: attention, the block-recurrent cell, convolution, feed-forward, norms, positions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jaxlab.nn.conv import Conv as Conv
 from jaxlab.nn.conv import conv as conv
 from jaxlab.nn.conv import max_pool as max_pool
 from jaxlab.nn.decode import Cursor as Cursor
+from jaxlab.nn.feed_forward import FeedForward as FeedForward
 from jaxlab.nn.image_input import ImageInput as ImageInput
 from jaxlab.nn.initialisers import projection as projection
-from jaxlab.nn.mlp import MLP as MLP
 from jaxlab.nn.norm import NORMS as NORMS
 from jaxlab.nn.norm import RMSNorm as RMSNorm
 from jaxlab.nn.norm import l2_normalise as l2_normalise

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlab.nn.feed_forward import relu
 from jaxlab.nn.initialisers import projection
-from jaxlab.nn.mlp import relu
 from jaxlab.nn.norm import RMSNorm
 
 FEATURES = {1: ("mlp",), 2: ("heads", None)}  # logical axes of features by their rank

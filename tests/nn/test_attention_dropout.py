@@ -10,11 +10,11 @@ from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, make_mesh, use_devices, use_mesh
 from jaxlab.nn import (
-    MLP,
     Attention,
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
+    FeedForward,
     Rotary,
     Segment,
     StateReadingAttention,
@@ -316,7 +316,7 @@ def test_the_state_is_read_without_dropout():
 def test_a_block_gives_its_key_to_mixers_that_drop_weights():
     def block(rate):
         mixer = make(rate=rate, window=W)
-        return Block(D, mixer, MLP(D, D, rngs=nnx.Rngs(1)), rngs=nnx.Rngs(2))
+        return Block(D, mixer, FeedForward(D, D, rngs=nnx.Rngs(1)), rngs=nnx.Rngs(2))
 
     x = numbers(2, W, D)
     plain, off = block(0.0)(x)[0], block(RATE)(x)[0]

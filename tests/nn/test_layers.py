@@ -1,4 +1,4 @@
-"""MLP, norms, dropout and the block around its parts."""
+"""The feed-forward layer, norms, dropout and the block around its parts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.nn import MLP, Block, RMSNorm, dropout, l2_normalise, projection
-from jaxlab.nn.mlp import relu
+from jaxlab.nn import Block, FeedForward, RMSNorm, dropout, l2_normalise, projection
+from jaxlab.nn.feed_forward import relu
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp_is_two_products_and_an_activation(gated):
-    mlp = MLP(4, 6, activation="silu", gated=gated, rngs=nnx.Rngs(0))
+    mlp = FeedForward(4, 6, activation="silu", gated=gated, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     up, down = (np.asarray(layer.kernel[...]) for layer in (mlp.up, mlp.down))
 
@@ -41,7 +41,7 @@ def test_relu_and_its_derivatives_are_those_of_jax(kernel):
 
 @pytest.mark.usefixtures("compiler")
 def test_compiled_relu_leaves_nothing_of_its_input_to_the_derivative(optimised):
-    mlp = MLP(16, 512, kernel="compiled", rngs=nnx.Rngs(0))
+    mlp = FeedForward(16, 512, kernel="compiled", rngs=nnx.Rngs(0))
     graph, state = nnx.split(mlp)
     x = jnp.ones((1024, 16))
 
@@ -87,7 +87,7 @@ class Shift(nnx.Module):
 
 
 def test_block_adds_its_parts_to_the_stream_and_hands_on_the_carry():
-    block = Block(4, Shift(), MLP(4, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    block = Block(4, Shift(), FeedForward(4, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 2, 4)).astype(np.float32)
     y, carry = block(x, None, jnp.float32(3))
     mixed = x + 3

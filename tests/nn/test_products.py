@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxlab.core import UsageError, make_mesh, use_mesh
-from jaxlab.nn import MLP
+from jaxlab.nn import FeedForward
 from jaxlab.nn.products import matmul
 from jaxlab.planning.program import read_program
 
@@ -114,7 +114,7 @@ def test_a_kernel_that_is_not_known_is_named_and_those_there_are():
     with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
         matmul(numbers(2, 3), numbers(3, 2), kernel="compild")
     with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
-        MLP(4, 8, kernel="compild", rngs=nnx.Rngs(0))
+        FeedForward(4, 8, kernel="compild", rngs=nnx.Rngs(0))
 
 
 def test_inner_sizes_that_differ_are_named():

@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class MLP(nnx.Module):
+class FeedForward(nnx.Module):
     """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated.
 
     Args:
