@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from jaxlab.core import UsageError
-from jaxlab.data.reading import read_patiently
+from jaxlab.data.retries import read_with_retries
 
 
 def existing_folder(path: str | os.PathLike[str], expected: str) -> pathlib.Path:
@@ -100,9 +100,9 @@ def read_file(path: pathlib.Path) -> bytes:
     """Returns the bytes of a file.
 
     Raises:
-        UsageError: it cannot be read, see `read_patiently`.
+        UsageError: it cannot be read, see `read_with_retries`.
     """
-    return read_patiently(path.read_bytes, repr(str(path)))
+    return read_with_retries(path.read_bytes, repr(str(path)))
 
 
 def is_binary(data: bytes) -> bool:

@@ -7,11 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jaxlab.core import UsageError
-from jaxlab.data.state import State
-from jaxlab.data.text.framing import require_positive
+from jaxlab.data.batches import require_positive
+from jaxlab.data.stream import State, Stream
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +19,6 @@ T = TypeVar("T")
 
 CHECK_SECONDS = 1.0
 """How often `next` looks whether the thread that it waits for is still there."""
-
-
-class Stream(Protocol):
-    """An iterator of batches that knows its position."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def __next__(self) -> Any: ...
-
-    def state(self) -> State:
-        """Returns the position right after the last batch, as plain JSON."""
-        ...
-
-    def restore(self, state: State) -> None:
-        """Continues right after the batch at which `state` was taken."""
-        ...
 
 
 class Prefetch(Generic[T]):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxlab.core import UsageError, View
-from jaxlab.data import PieceDecoder, Tokenizer
+from jaxlab.data import IncrementalDecoder, Tokenizer
 from jaxlab.sampling.autoregressive import Decoder, generate_stream
 
 
@@ -35,7 +35,7 @@ def generate_text(
       num_tokens: how many tokens to add to each prompt at most.
       key, temperature, top_k, top_p: see `generate`.
       stop: strings, or one, before which the text ends; looked for in what is added alone, across
-        the borders of tokens (see `data.PieceDecoder`).
+        the borders of tokens (see `data.IncrementalDecoder`).
 
     Returns:
       What follows each prompt.
@@ -85,7 +85,7 @@ def stream_text(
             f"tokenizer {tokenizer.spec!r} has {tokenizer.num_tokens} ids and the model knows "
             f"{model.vocab_size}; use the tokenizer that the model was trained with"
         )
-    rows = [PieceDecoder(tokenizer, stop) for _ in prompts]
+    rows = [IncrementalDecoder(tokenizer, stop) for _ in prompts]
     ids = [np.concatenate([[tokenizer.boundary_id], tokenizer.encode(p)]) for p in prompts]
     chunks = generate_stream(
         model,
@@ -103,7 +103,7 @@ def stream_text(
 
 
 def _pieces(
-    rows: list[PieceDecoder], chunks: Iterator[np.ndarray], boundary_id: int
+    rows: list[IncrementalDecoder], chunks: Iterator[np.ndarray], boundary_id: int
 ) -> Iterator[list[str]]:
     for tokens_bn in chunks:
         yield [row.add(ids) for row, ids in zip(rows, tokens_bn, strict=True)]

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core import Batch, Loss, Objective, UsageError, named, nearest
+from jaxlab.data.batches import require_positive
 from jaxlab.data.images import image_operations as ops
 from jaxlab.data.images.unit_images import unit_images
-from jaxlab.data.text.framing import require_positive
 
 Augmentation = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 """`augmentation(key, batch) -> batch`, pure."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxlab.data.array_cache import cached_arrays
 from jaxlab.data.images.corruptions import (
     EVALUATED_NAMES,
     EXTRA_NAMES,
@@ -19,7 +20,6 @@ from jaxlab.data.images.corruptions import (
 )
 from jaxlab.data.images.corruptions.catalogue import KEY_KIND
 from jaxlab.data.images.image_set import ImageSet
-from jaxlab.data.kept_arrays import kept_arrays
 
 Images = TypeVar("Images", np.ndarray, ImageSet)
 """Levels alone, or with labels: what goes in is what comes out."""
@@ -52,7 +52,7 @@ def corrupted(
 ) -> Images:
     """A set of images with a corruption, the index of each its place in the set.
 
-    With a folder they are kept there (`kept_arrays`), under the name of the corruption, its
+    With a folder they are kept there (`cached_arrays`), under the name of the corruption, its
     severity, the seed and a version, and from then on read from it, mapped into memory. What is
     damaged is made again, with a warning. The last bit of a level may depend on the kind of device
     and the version of JAX that made them.
@@ -149,7 +149,7 @@ def _corrupted(
         "version": VERSION,
     }
     label = f"{name}-{severity}-seed{seed}-v{VERSION}"
-    changed = kept_arrays(cache_dir, label, key, made)["images"]
+    changed = cached_arrays(cache_dir, label, key, made)["images"]
     if not isinstance(images, ImageSet):
         return changed
     return ImageSet(

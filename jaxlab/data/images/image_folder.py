@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlab.core import UsageError
+from jaxlab.data.array_cache import cached_arrays
 from jaxlab.data.files import existing_folder, files_below, read_file
 from jaxlab.data.images.image_decoding import decode_images
 from jaxlab.data.images.image_set import ImageSet
-from jaxlab.data.kept_arrays import kept_arrays
 
 
 class ImageFolder(ImageSet):
@@ -76,7 +76,7 @@ class ImageFolder(ImageSet):
         name = root.resolve().name if name is None else name
         key = {"files": _signs(root, files), "size": size, "channels": channels}
         super().__init__(
-            kept_arrays(cache_dir, name, key, decode)["images"],
+            cached_arrays(cache_dir, name, key, decode)["images"],
             np.repeat(np.arange(len(found)), [len(inside) for inside in found.values()]),
             class_names=list(found),
             name=name,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError, require_labels
-from jaxlab.data.state import digest
-from jaxlab.data.text.framing import require_not_negative, require_positive
+from jaxlab.data.batches import require_not_negative, require_positive
+from jaxlab.data.digest import digest
 
 
 class ImageSet:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from jaxlab.data.batches import NumpyBatch, checked_rows, require_not_negative
+from jaxlab.data.epoch_order import epoch_order
 from jaxlab.data.images.image_set import ImageSet
-from jaxlab.data.order import epoch_order
-from jaxlab.data.state import State, require_same_stream
-from jaxlab.data.text.framing import NumpyBatch, checked_rows, require_not_negative
+from jaxlab.data.stream import State, require_same_stream
 
 
 class ImageStream:

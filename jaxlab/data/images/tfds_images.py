@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import UsageError, nearest
+from jaxlab.data.array_cache import cached_arrays
 from jaxlab.data.images.image_decoding import decode_images, require_size
 from jaxlab.data.images.image_set import ImageSet
-from jaxlab.data.kept_arrays import kept_arrays
-from jaxlab.data.reading import read_patiently
-from jaxlab.data.tfds_builders import import_tfds, open_builder, open_examples
+from jaxlab.data.retries import read_with_retries
+from jaxlab.data.tfds import import_tfds, open_builder, open_examples
 
 
 class TfdsImages(ImageSet):
@@ -63,7 +63,7 @@ class TfdsImages(ImageSet):
             labels = np.empty(len(names), np.int64)
 
             def read(numbers: Sequence[int]) -> list[bytes]:
-                found = read_patiently(
+                found = read_with_retries(
                     lambda: examples.__getitems__(list(numbers)), names[numbers[0]]
                 )
                 labels[list(numbers)] = [example[label] for example in found]
@@ -81,7 +81,7 @@ class TfdsImages(ImageSet):
             "label": label,
             "size": size,
         }
-        arrays = kept_arrays(cache_dir, f"{name}/{split}{resized}", key, decode)
+        arrays = cached_arrays(cache_dir, f"{name}/{split}{resized}", key, decode)
         super().__init__(
             arrays["images"],
             arrays["labels"],

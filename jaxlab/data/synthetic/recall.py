@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
-from jaxlab.data.state import State, require_same_stream
-from jaxlab.data.text.framing import (
+from jaxlab.data.batches import (
     NumpyBatch,
     checked_rows,
     require_not_negative,
     require_positive,
 )
+from jaxlab.data.stream import State, require_same_stream
 
 
 @dataclasses.dataclass(frozen=True)

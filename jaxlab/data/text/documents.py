@@ -9,16 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxlab.core import UsageError
-from jaxlab.data.order import epoch_order
-from jaxlab.data.state import State, require_same_stream
-from jaxlab.data.text.framing import (
-    Framed,
-    FramedDocuments,
-    NumpyBatch,
-    checked_rows,
-    require_aligned,
-    require_not_negative,
-)
+from jaxlab.data.batches import NumpyBatch, checked_rows, require_not_negative
+from jaxlab.data.epoch_order import epoch_order
+from jaxlab.data.stream import State, require_same_stream
+from jaxlab.data.text.framing import Framed, FramedDocuments, require_aligned
 from jaxlab.data.text.sources import Source, source_fingerprint
 from jaxlab.data.text.tokenizers import Tokenizer
 

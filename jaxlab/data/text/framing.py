@@ -6,18 +6,15 @@ import dataclasses
 import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
-from jaxlab.data.reading import read_patiently
+from jaxlab.data.batches import NumpyBatch, require_positive
+from jaxlab.data.retries import read_with_retries
 from jaxlab.data.text.sources import Source
 from jaxlab.data.text.tokenizers import Tokenizer
-
-NumpyBatch = dict[str, npt.NDArray[np.generic]]
-"""A batch in the memory of this host: NumPy arrays by name."""
 
 _WORD = re.compile(r"\S+")
 
@@ -110,7 +107,7 @@ class FramedDocuments:
 
     def _read(self, index: int) -> bytes:
         name = f"document {self._source.names[index]!r}"
-        return read_patiently(lambda: self._source[index], name)
+        return read_with_retries(lambda: self._source[index], name)
 
     def _frame(self, data: bytes) -> Framed:
         tokens = self._tokenizer.encode(data)
@@ -154,23 +151,6 @@ def count_words(text: bytes | str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def checked_rows(batch_size: int, rows: Sequence[int] | None) -> tuple[int, ...]:
-    """Returns the rows of the global batch that are read: `rows`, or all of them.
-
-    Raises:
-        UsageError: a batch below 1, or rows that do not ascend within it.
-    """
-    require_positive(batch_size=batch_size)
-    rows = tuple(range(batch_size) if rows is None else rows)
-    inside = [-1, *rows, batch_size]
-    if not rows or any(a >= b for a, b in zip(inside, inside[1:], strict=False)):
-        raise UsageError(
-            f"rows={rows}; expected rows of a batch of {batch_size}, ascending from 0 to "
-            f"{batch_size - 1}"
-        )
-    return rows
-
-
 def require_aligned(segment_length: int, align: int) -> None:
     """Checks that documents can start at multiples of `align` in segments of that length.
 
@@ -183,20 +163,6 @@ def require_aligned(segment_length: int, align: int) -> None:
             f"segment_length={segment_length} is not a multiple of align={align}; nearest: "
             f"{_nearest_multiples(segment_length, align)}"
         )
-
-
-def require_positive(**sizes: int) -> None:
-    """Raises a UsageError that names the first of `sizes` below 1."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise UsageError(f"{name}={value}; expected at least 1")
-
-
-def require_not_negative(**values: int) -> None:
-    """Raises a UsageError that names the first of `values` below 0."""
-    for name, value in values.items():
-        if value < 0:
-            raise UsageError(f"{name}={value}; expected 0 or more")
 
 
 def _nearest_multiples(value: int, divisor: int) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxlab.core import UsageError
+from jaxlab.data.digest import digest
 from jaxlab.data.files import (
     all_empty,
     files_below,
@@ -22,7 +23,6 @@ from jaxlab.data.files import (
     read_file,
     under_its_path,
 )
-from jaxlab.data.state import digest
 
 
 @runtime_checkable

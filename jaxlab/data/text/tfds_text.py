@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from jaxlab.core import UsageError, nearest
-from jaxlab.data.tfds_builders import import_tfds, open_builder, open_examples
+from jaxlab.data.tfds import import_tfds, open_builder, open_examples
 
 
 class TfdsText:

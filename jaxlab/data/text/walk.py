@@ -9,13 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxlab.core import UsageError
-from jaxlab.data.text.framing import (
-    FramedDocuments,
-    NumpyBatch,
-    checked_rows,
-    require_aligned,
-    require_positive,
-)
+from jaxlab.data.batches import NumpyBatch, checked_rows, require_positive
+from jaxlab.data.text.framing import FramedDocuments, require_aligned
 from jaxlab.data.text.sources import Source
 from jaxlab.data.text.tokenizers import Tokenizer
 

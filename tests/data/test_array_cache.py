@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import WriteError
-from jaxlab.data import kept_arrays
+from jaxlab.data import cached_arrays
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,9 @@ def counted(calls, fill=1):
 def test_arrays_are_made_once_for_each_key(tmp_path):
     calls = []
     for key, fill in ((["a", 1], 1), (["a", 2], 2), (["a", 1], 3)):
-        arrays = kept_arrays(tmp_path / "new" / "kept", "cifar10/train", key, counted(calls, fill))
+        arrays = cached_arrays(
+            tmp_path / "new" / "kept", "cifar10/train", key, counted(calls, fill)
+        )
     assert calls == [1, 2]
     assert arrays["x"].tolist() == [[1] * 3] * 2 and arrays["labels"].tolist() == [0, 1]
     assert isinstance(arrays["x"], np.memmap)
@@ -39,7 +41,7 @@ def test_arrays_are_made_once_for_each_key(tmp_path):
 def test_without_a_folder_nothing_is_kept():
     calls = []
     for _ in range(2):
-        kept_arrays(None, "x", 0, counted(calls))
+        cached_arrays(None, "x", 0, counted(calls))
     assert len(calls) == 2
 
 
@@ -48,16 +50,16 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        kept_arrays(tmp_path, "x", 0, fail)
+        cached_arrays(tmp_path, "x", 0, fail)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_who_comes_second_takes_what_is_there(tmp_path):
     def meanwhile():
-        kept_arrays(tmp_path, "x", 0, counted([], 7))
+        cached_arrays(tmp_path, "x", 0, counted([], 7))
         return {"x": np.zeros(3)}
 
-    assert kept_arrays(tmp_path, "x", 0, meanwhile)["x"].tolist() == [[7] * 3] * 2
+    assert cached_arrays(tmp_path, "x", 0, meanwhile)["x"].tolist() == [[7] * 3] * 2
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -68,7 +70,7 @@ ARRAYS = {
 
 
 def kept(folder):
-    return kept_arrays(folder, "x", {"v": 1}, lambda: ARRAYS)
+    return cached_arrays(folder, "x", {"v": 1}, lambda: ARRAYS)
 
 
 def files_of(folder):
@@ -194,7 +196,7 @@ def test_what_cannot_be_made_again_stays_as_it_is(tmp_path):
     truncate(entry)
     before = files_of(tmp_path)
     with pytest.raises(KeyError):
-        kept_arrays(tmp_path, "x", {"v": 1}, lambda: {}["x"])
+        cached_arrays(tmp_path, "x", {"v": 1}, lambda: {}["x"])
     assert files_of(tmp_path) == before
 
 
@@ -207,12 +209,12 @@ def test_arrays_of_every_shape_and_layout_come_back(tmp_path):
         "strided": np.arange(10)[::3],
     }
     for _ in range(2):
-        found = kept_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
+        found = cached_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
         for name, array in arrays.items():
             np.testing.assert_array_equal(found[name], array)
             assert found[name].dtype == array.dtype and found[name].shape == array.shape
     with pytest.raises(ValueError, match="[Oo]bject"):
-        kept_arrays(tmp_path, "x", "objects", lambda: {"x": np.array([None])})
+        cached_arrays(tmp_path, "x", "objects", lambda: {"x": np.array([None])})
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -229,7 +231,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
 WRITER = """
 import os, pathlib, sys, time
 import numpy as np
-from jaxlab.data import kept_arrays
+from jaxlab.data import cached_arrays
 
 folder, meeting, me, other = sys.argv[1:]
 
@@ -252,7 +254,7 @@ def rename(old, new, rename=os.rename):
 os.rename = rename
 for i in range(20):
     meet(f"round{i}")
-    found = kept_arrays(folder, "entry", i, make)
+    found = cached_arrays(folder, "entry", i, make)
     assert {*found["x"].tolist()} == {*found["y"].tolist()}, found
     print(found["y"][0])
 """
@@ -263,7 +265,7 @@ def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
     meeting.mkdir()
     # Of half of the entries both processes find a damaged one.
     for i in range(0, 20, 2):
-        kept_arrays(folder, "entry", i, counted([]))
+        cached_arrays(folder, "entry", i, counted([]))
     for entry in folder.iterdir():
         (entry / "contents.txt").write_text("")
     writers = [
@@ -281,11 +283,11 @@ def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
     assert [len(lines) for lines in said] == [20, 20]
     assert len(list(folder.iterdir())) == 20
     for i in range(20):
-        arrays = kept_arrays(folder, "entry", i, lambda: pytest.fail("was not whole"))
+        arrays = cached_arrays(folder, "entry", i, lambda: pytest.fail("was not whole"))
         assert arrays["x"].tolist() == [arrays["y"][0]] * 50_000
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="kept arrays 'x-.* cannot be written"):
-        kept_arrays(tmp_path / "file", "x", 0, counted([]))
+        cached_arrays(tmp_path / "file", "x", 0, counted([]))

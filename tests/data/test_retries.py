@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError
-from jaxlab.data import Bytes, Documents, DocumentStream, TextFiles, reading
+from jaxlab.data import Bytes, Documents, DocumentStream, TextFiles, retries
 
 
 class Flaky(Documents):
@@ -34,7 +34,7 @@ def stream(source):
 def waited(monkeypatch):
     """The waits, which take no time here."""
     waits = []
-    monkeypatch.setattr(reading.time, "sleep", waits.append)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
     return waits
 
 

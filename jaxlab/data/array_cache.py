@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import WriteError
-from jaxlab.data.state import digest
+from jaxlab.data.digest import digest
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ CHUNK = 1 << 20
 """Bytes of a file that are summed at once."""
 
 
-def kept_arrays(
+def cached_arrays(
     folder: str | os.PathLike[str] | None, label: str, key: Any, make: Callable[[], Arrays]
 ) -> Arrays:
     """Returns `make()`, or what it returned when it was last called with the same `key`.
@@ -56,7 +56,7 @@ def kept_arrays(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for level in (1, 2):
-    ...         arrays = kept_arrays(folder, "levels", ["v1"], lambda: {"x": np.full(3, level)})
+    ...         arrays = cached_arrays(folder, "levels", ["v1"], lambda: {"x": np.full(3, level)})
     ...         print(arrays["x"].tolist())
     [1, 1, 1]
     [1, 1, 1]

@@ -19,7 +19,7 @@ WAITS = (0.1, 1.0, 5.0)
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-def read_patiently(read: Callable[[], T], what: str) -> T:
+def read_with_retries(read: Callable[[], T], what: str) -> T:
     """Returns `read()`, tried again after each of `WAITS` while it raises an OSError.
 
     Where no waiting helps, as with a file that is gone, it is not tried again.

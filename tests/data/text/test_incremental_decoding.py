@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import UsageError
-from jaxlab.data import Bytes, Documents, PieceDecoder, SentencePiece, decode_pieces
+from jaxlab.data import Bytes, Documents, IncrementalDecoder, SentencePiece, decode_incrementally
 
 TEXT = "ab\n\ncaf\u00e9 \U0001f642 aab\n"
 
@@ -42,7 +42,7 @@ def in_pieces(ids, size):
     ],
 )
 def test_text_ends_before_the_first_stop_string_however_ids_are_cut(stop, size):
-    pieces = list(decode_pieces(Bytes(), in_pieces(Bytes().encode(TEXT), size), stop))
+    pieces = list(decode_incrementally(Bytes(), in_pieces(Bytes().encode(TEXT), size), stop))
     assert "".join(pieces) == cut(TEXT, stop) and all(pieces)
 
 
@@ -52,7 +52,7 @@ def test_texts_and_stop_strings_of_few_letters_agree_with_the_search(seed):
     text = "".join(rng.choice(list("a\u00e9"), 30))
     stop = ["".join(rng.choice(list("a\u00e9"), rng.integers(2, 7))) for _ in range(3)]
     for size in (1, 4, 70):
-        pieces = decode_pieces(Bytes(), in_pieces(Bytes().encode(text), size), stop)
+        pieces = decode_incrementally(Bytes(), in_pieces(Bytes().encode(text), size), stop)
         assert "".join(pieces) == cut(text, stop)
 
 
@@ -64,12 +64,12 @@ def test_a_stop_string_inside_and_across_tokens_of_several_characters_is_found()
     ids = tokenizer.encode(text)
     assert len(ids) < 15  # tokens are longer than a character
     for stop in ("a", "t s", "at on", "mat"):
-        got = "".join(decode_pieces(tokenizer, in_pieces(ids, 1), stop))
+        got = "".join(decode_incrementally(tokenizer, in_pieces(ids, 1), stop))
         assert got == text[: text.index(stop)]
 
 
 def test_what_may_become_a_stop_string_is_held_back_until_it_cannot():
-    row = PieceDecoder(Bytes(), ["END", "\u00e9\u00e9"])
+    row = IncrementalDecoder(Bytes(), ["END", "\u00e9\u00e9"])
     shown = [row.add([byte]) for byte in "aENxE\u00e9b".encode()]
     assert shown == ["a", "", "", "ENx", "", "", "E", "\u00e9b"]
     assert row.add(list(b"EN")) == "" and not row.stopped
@@ -81,13 +81,13 @@ def test_no_chunk_is_taken_after_the_stop_string():
         yield list(b"one.")
         raise AssertionError("asked for more")
 
-    assert list(decode_pieces(Bytes(), chunks(), ".")) == ["one"]
+    assert list(decode_incrementally(Bytes(), chunks(), ".")) == ["one"]
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end():
-    assert list(decode_pieces(Bytes(), [[97, 0xE2], [0x82]], "b")) == ["a", "\ufffd"]
+    assert list(decode_incrementally(Bytes(), [[97, 0xE2], [0x82]], "b")) == ["a", "\ufffd"]
 
 
 def test_an_empty_stop_string_is_refused_before_anything_is_read():
     with pytest.raises(UsageError, match=r"stop=\['a', ''\] holds an empty string"):
-        decode_pieces(Bytes(), [], ["a", ""])
+        decode_incrementally(Bytes(), [], ["a", ""])

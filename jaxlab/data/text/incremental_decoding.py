@@ -11,7 +11,7 @@ from jaxlab.core import UsageError
 from jaxlab.data.text.tokenizers import Tokenizer
 
 
-class PieceDecoder:
+class IncrementalDecoder:
     """The text of one row of ids, as it becomes certain.
 
     Held back are a character whose bytes are not all there yet, and what may turn out to be the
@@ -29,7 +29,7 @@ class PieceDecoder:
       UsageError: an empty stop string.
 
     >>> from jaxlab.data import Bytes
-    >>> row = PieceDecoder(Bytes(), stop="\\n\\n")
+    >>> row = IncrementalDecoder(Bytes(), stop="\\n\\n")
     >>> [row.add(list(piece)) for piece in (b"one\\n", b"two\\n", b"\\nthree")], row.stopped
     (['one', '\\ntwo', ''], True)
     """
@@ -73,25 +73,25 @@ class PieceDecoder:
         return max(sizes, default=0)
 
 
-def decode_pieces(
+def decode_incrementally(
     tokenizer: Tokenizer, chunks: Iterable[npt.ArrayLike], stop: str | Sequence[str] = ()
 ) -> Iterator[str]:
     """Yields the text of chunks of ids as it becomes certain; joined, it is that of all ids.
 
     With `stop` it ends before the first of these strings, and takes no chunk more; see
-    `PieceDecoder`.
+    `IncrementalDecoder`.
 
     Raises:
       UsageError: an empty stop string.
 
     >>> from jaxlab.data import Bytes
-    >>> list(decode_pieces(Bytes(), [[104, 105, 0xC3], [0xA9]]))
+    >>> list(decode_incrementally(Bytes(), [[104, 105, 0xC3], [0xA9]]))
     ['hi', 'é']
     """
-    return _pieces(PieceDecoder(tokenizer, stop), chunks)
+    return _pieces(IncrementalDecoder(tokenizer, stop), chunks)
 
 
-def _pieces(row: PieceDecoder, chunks: Iterable[npt.ArrayLike]) -> Iterator[str]:
+def _pieces(row: IncrementalDecoder, chunks: Iterable[npt.ArrayLike]) -> Iterator[str]:
     for chunk in chunks:
         if piece := row.add(chunk):
             yield piece
