@@ -35,8 +35,9 @@ RUNTIME = [
 
 EXTRAS = {
     "cuda": ["jax[cuda]>=0.10.2"],
-    "docs": ["pdoc>=15"],
-    "test": ["pytest>=8.4", "pytest-xdist>=3.8"],
+    "docs": ["furo>=2025.9", "myst-parser>=4", "sphinx>=8.2"],
+    "lint": ["mypy>=1.18", "ruff>=0.14"],
+    "test": ["pytest>=8.4", "pytest-cov>=7", "pytest-xdist>=3.8"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
 

@@ -135,7 +135,7 @@ def test_wheel_states_version_python_licence_and_no_tensorflow(wheel: zipfile.Zi
     assert {"jax", "flax"} <= needed
     assert "tensorflow" not in needed
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.M))
-    assert extras == {"cuda", "tpu", "test", "docs"}
+    assert extras == {"cuda", "tpu", "test", "lint", "docs"}
 
 
 def test_lock_pins_by_hash_and_names_no_host():

@@ -28,9 +28,9 @@ def projection(
 ) -> nnx.LinearGeneral:
     """A linear map over the last `len(in_dims)` axes, with logical axis names.
 
-    The kernel [*in_dims, *out_dims] starts as a truncated normal of variance `scale / fan_in`
+    The kernel `[*in_dims, *out_dims]` starts as a truncated normal of variance `scale / fan_in`
     (variance scaling), in float32; the product runs in `dtype`. With `use_bias` a bias
-    [*out_dims] is added, which starts at 0. `kernel`: what computes it, see `products.matmul`.
+    `[*out_dims]` is added, which starts at 0. `kernel`: what computes it, see `products.matmul`.
 
     Raises:
       UsageError: an unknown kernel.

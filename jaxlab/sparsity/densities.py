@@ -28,6 +28,7 @@ def densities(
 
     With N_l weights in kernel l, of which a share d_l is kept, the total is
     `T = sum_l (N_l - floor((1 - density) N_l))` or given as a number. The rules:
+
     * `uniform`: every d_l is the same.
     * `er` (arXiv 1707.04780): d_l goes as `(fan_in + fan_out) / (fan_in fan_out)`.
     * `erk` (arXiv 1911.11134): d_l goes as the sum of the axes of the kernel over their product,
@@ -35,6 +36,7 @@ def densities(
       than they have stay dense, and the others share what is left.
     * `level` (arXiv 2010.14495): no kernel keeps more than c weights, the largest c that fits; what
       is left over goes to the largest kernel.
+
     Shares are rounded down, and the largest remainders up; every kernel keeps at least one weight.
 
     Args:

@@ -19,11 +19,13 @@ from jaxlab.data.text.tokenizers import Tokenizer
 class Walk:
     """The batches of one walk through a source; it can be walked again and again.
 
-    Row `b` of a batch continues row `b` of the one before. A batch holds, for the rows of this host
-    and t = `segment_length`, `inputs`, `targets`, `mask` and `start` as in `DocumentStream`, and
-        position: int32 [b, t]; position of the target in its document, from 0; 0 where mask is
-            False.
-        index: int32 [b, t]; the document's number in the source; -1 where mask is False.
+    Row `b` of a batch continues row `b` of the one before. A batch holds, for the rows of this
+    process and t = `segment_length`, `inputs`, `targets`, `mask` and `start` as in
+    `DocumentStream`, and
+
+    * `position`: int32 [b, t]; position of the target in its document, from 0; 0 where mask is
+      False.
+    * `index`: int32 [b, t]; the document's number in the source; -1 where mask is False.
 
     Attributes:
         segment_length: positions of a row in one batch; all batches have one shape.
