@@ -14,7 +14,7 @@ import zipfile
 import pytest
 
 import jaxlab
-from jaxlab.nn import compiled
+from jaxlab.nn.cpu import compiled
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = {
@@ -121,7 +121,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_wheel_holds_the_typed_package_and_nothing_else(wheel: zipfile.ZipFile):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxlab").rglob("*.py")}
-    code = {f"jaxlab/nn/{source.name}" for source in compiled.SOURCES}
+    code = {f"jaxlab/nn/cpu/{source.name}" for source in compiled.SOURCES}
     assert files == sources | code | {"jaxlab/py.typed"} and len(code) == 3
 
 
