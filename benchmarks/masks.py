@@ -45,33 +45,33 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
     import numpy as np
     import optax
 
-    from jaxlab import models, objectives, train
+    from jaxlab import models, objectives, sparsity, train
     from jaxlab.core import MeshConfig, make_mesh
 
     train.reuse_memory()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    config = models.classifier_config(NETS[net])
+    model = models.classifier_config(NETS[net])
     rng = np.random.default_rng(0)
     batch = {
-        "inputs": rng.random((128, *config.image_shape), np.float32),
+        "inputs": rng.random((128, *model.image_shape), np.float32),
         "targets": rng.integers(0, 10, 128),
     }
     never, always = 2**30, 1
 
     def run_of(method: str | None, every: int) -> Any:
-        optimizer, sparsity = optax.adamw(1e-3, weight_decay=0.1), None
+        optimizer, config = optax.adamw(1e-3, weight_decay=0.1), None
         if method is not None:
-            sparsity = sparsity.SparsityConfig(method, 0.1, every=every, end=2**30)
-            optimizer = sparsity.optimizer(optimizer, 2**30)
+            config = sparsity.SparsityConfig(method, 0.1, every=every, end_step=2**30)
+            optimizer = config.wrap(optimizer, train.TrainConfig(steps=2**30))
         view, state, _ = train.init_state(
-            config.build,
+            model.build,
             optimizer,
             key=0,
             mesh=mesh,
             metric_names=("accuracy", "grad_norm", "loss"),
         )
-        if sparsity is not None:
-            state = sparsity.start_sparse(sparsity, optimizer, view, state)
+        if config is not None:
+            state = sparsity.start_sparse(config, optimizer, view, state)
         step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
         place = {name: jax.device_put(rows) for name, rows in batch.items()}
         kept = [step(state, place)]

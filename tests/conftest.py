@@ -24,6 +24,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# The tiny training that tests of several rooms share; it comes after the settings of the devices.
+pytest_plugins = ["tests.toy_training"]
+
 # Files with long tests, which start processes of their own or compile much.
 LONG = ("tests/test_", "tests/train/", "tests/experiments/", "tests/models/")
 

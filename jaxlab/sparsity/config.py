@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,45 @@ from jaxlab.sparsity.sparsify import SparseState, masks_of, sparsify
 
 State = TypeVar("State")
 """A training state: a dataclass with `params`, `opt_state` and `model_state`."""
+
+
+class Settings(Protocol):
+    """What a training's config tells; `jaxlab.train.TrainConfig` is one."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        ...
+
+
+class Planned(Protocol):
+    """A training before it runs; `jaxlab.train.Setup` is one."""
+
+    @property
+    def view(self) -> View:
+        """The model, in shapes."""
+        ...
+
+    @property
+    def objective(self) -> Objective:
+        """Its loss."""
+        ...
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Its optimizer, wrapped."""
+        ...
+
+    @property
+    def plan(self) -> Any:
+        """The plan of its state, with `shardings`."""
+        ...
+
 
 Method = Literal["random", "magnitude", "snip", "synflow", "n_m", "gradual", "set", "rigl"]
 """How the kept weights are chosen; see `SparsityConfig`."""
@@ -40,8 +80,9 @@ class SparsityConfig:
     Attributes:
       method: static masks, found before the first step: `random`; `magnitude`, `snip` and
         `synflow`, of the model's first weights (see `masks`); `n_m`, the largest n of every m.
-        Masks that change: `gradual` prunes by magnitude from `begin` to `end` (see `Gradual`);
-        `set` and `rigl` begin at random, drop and grow until `end` (see `Regrow`).
+        Masks that change: `gradual` prunes by magnitude from `begin_step` to `end_step`
+        (see `Gradual`);
+        `set` and `rigl` begin at random, drop and grow until `end_step` (see `Regrow`).
       density: share of the weights that is kept, in (0, 1]; 1 is dense. None with a total, and
         with `n_m`.
       total: their number in all kernels, in place of the density.
@@ -53,12 +94,12 @@ class SparsityConfig:
       init: first weights under static masks: `rescale` divides the model's own by the root of the
         density; `he` draws them anew with `sqrt(2 / kept fan-in)`, `uniform` within
         `1 / sqrt(kept fan-in)`; `keep` only masks them, as trained ones want.
-      seed: of what is drawn for masks and weights.
+      seed: from which masks and weights are drawn; None: the training's seed.
       n, m: of `n_m`.
       rounds: of `synflow`.
       drop: fraction of the kept weights that `set` and `rigl` move at first.
-      begin: step at which `gradual` begins.
-      end: step at which masks are final; None: three quarters of the run, in whole changes.
+      begin_step: step at which `gradual` begins.
+      end_step: step at which masks are final; None: three quarters of the run, in whole changes.
       every: steps between two changes.
 
     Raises:
@@ -74,13 +115,13 @@ class SparsityConfig:
     own_densities: tuple[float, ...] = ()
     allow_empty_units: bool = False
     init: FirstWeights = "rescale"
-    seed: int = 0
+    seed: int | None = None
     n: int = 2
     m: int = 4
     rounds: int = 100
     drop: float = 0.3
-    begin: int = 0
-    end: int | None = None
+    begin_step: int = 0
+    end_step: int | None = None
     every: int = 100
 
     def __post_init__(self):
@@ -111,8 +152,8 @@ class SparsityConfig:
                 f"sparsity field own_densities={self.own_densities}; {self.method} scores all "
                 "kernels together and takes 1 alone, of kernels that stay dense"
             )
-        least = {"seed": 0, "begin": 0}
-        for field in ("total", "seed", "n", "m", "rounds", "begin", "end", "every"):
+        least = {"seed": 0, "begin_step": 0}
+        for field in ("total", "seed", "n", "m", "rounds", "begin_step", "end_step", "every"):
             value = getattr(self, field)
             if value is not None and value < least.get(field, 1):
                 raise _refused(self, field, f"a whole number of {least.get(field, 1)} or more")
@@ -143,36 +184,86 @@ class SparsityConfig:
             allow_empty_units=self.allow_empty_units or self.method in _GLOBAL,
         )
 
-    def change(self, steps: int) -> MaskChange | None:
-        """How the masks change in a run of so many steps; None where they stay.
+    def change(self, steps: int, seed: int = 0) -> MaskChange | None:
+        """How the masks change in a training of `steps` steps; None where they stay.
+
+        Args:
+          steps: optimizer steps of the training.
+          seed: from which `set` draws, where the config has no seed of its own.
 
         Raises:
           UsageError: steps that do not fit each other.
         """
         if self.method not in ("gradual", "set", "rigl"):
             return None
-        end = 3 * steps // 4 if self.end is None else self.end
+        end = 3 * steps // 4 if self.end_step is None else self.end_step
         if self.method != "gradual":
             by = "random" if self.method == "set" else "gradient"
-            return Regrow(by, end, self.drop, self.every, self.seed)
-        if self.end is None:
-            end = self.begin + (end - self.begin) // self.every * self.every
+            return Regrow(by, end, self.drop, self.every, self._seed(seed))
+        if self.end_step is None:
+            end = self.begin_step + (end - self.begin_step) // self.every * self.every
         if end > steps:
             raise UsageError(
-                f"sparsity field end={end} lies behind the run's steps={steps}: the density would "
-                "not be reached; end earlier or train longer"
+                f"sparsity field end_step={end} is after the last of steps={steps}: the density "
+                "would not be reached; end earlier or train longer"
             )
-        return Gradual(self._sparse_counts, self.begin, end, self.every)
+        return Gradual(self._sparse_counts, self.begin_step, end, self.every)
 
-    def optimizer(
-        self, inner: optax.GradientTransformation, steps: int
+    def wrap(
+        self, optimizer: optax.GradientTransformation, config: Settings
     ) -> optax.GradientTransformationExtraArgs:
-        """`inner` for sparse parameters; until `start_sparse` its masks keep all weights."""
+        """`optimizer` for sparse parameters; until `begin` its masks keep all weights."""
 
         def dense(params: Params) -> Masks:
             return {p: jnp.ones(params[p].shape, bool) for p in self._sparse_counts(params)}
 
-        return sparsify(inner, dense, self.change(steps))
+        return sparsify(optimizer, dense, self.change(config.steps, config.seed))
+
+    def begin(
+        self, setup: Planned, state: State, first_batch: Callable[[], Batch], seed: int
+    ) -> State:
+        """The first state of a sparse training; see `start_sparse`."""
+        batch = first_batch() if self.method in _GLOBAL else None
+        if batch is not None:
+            masks = _masks(self, setup.view, state, setup.objective, batch, seed)
+        else:
+            masks = None
+        return _starter(self, setup)(state, masks, seed)
+
+    def check(self, state: Any) -> None:
+        """Checks that the masks of a restored state keep as many weights as the config does.
+
+        Raises:
+          UsageError: they do not. Those of gradual pruning may keep any number.
+        """
+        masks, params = masks_of(state.opt_state), state.params
+        wanted = self._sparse_counts(params)
+        counts = {path: int(mask.sum()) for path, mask in masks.items()}
+        if self.method in _GLOBAL:
+            wanted, counts = ({"all kernels": sum(each.values())} for each in (wanted, counts))
+        for path in () if self.method == "gradual" else wanted:
+            if counts[path] != wanted[path]:
+                raise UsageError(
+                    f"the checkpoint is of another sparsity: it keeps {counts[path]:,} weights of "
+                    f"{path!r}, this config {wanted[path]:,}; use that run's config or another "
+                    "workdir"
+                )
+
+    def describe(self, params: Mapping[str, Any]) -> list[str]:
+        """A line that says how many weights are kept."""
+        counts = self.counts(params)
+        kept, size = sum(counts.values()), sum(params[path].size for path in counts)
+        return [
+            f"kept weights: {kept:,} of {size:,} in {len(counts)} kernels, density "
+            f"{kept / size:.4g} ({self.method})"
+        ]
+
+    def seeds_step(self) -> bool:
+        """Whether the masks of a step are drawn from the training's seed: `set` without its own."""
+        return self.method == "set" and self.seed is None
+
+    def _seed(self, seed: Any) -> Any:
+        return seed if self.seed is None else self.seed
 
     def _sparse_counts(self, params: Mapping[str, Any]) -> dict[str, int]:
         # Without those that keep all: a run of density 1 is the run without sparsity, to the bit.
@@ -185,16 +276,18 @@ def make_masks(
     *,
     objective: Objective | None = None,
     batch: Batch | None = None,
+    seed: int | jax.Array = 0,
 ) -> Masks:
     """The masks of a config for a model with its first parameters, where not all is kept.
 
     Args:
       config: see `SparsityConfig`.
       view: the model.
-      objective, batch: for `snip`; of the batch, `synflow` takes the shape of `inputs`.
+      objective, batch: for `snip`; `synflow` takes the shape of the batch's `inputs`.
+      seed: from which random masks are drawn, where the config has no seed of its own.
 
     Raises:
-      UsageError: as `densities` and the methods; what a method needs is not there.
+      UsageError: as `densities` and the methods; an argument that a method needs is missing.
     """
     params = view.params
     sparse = {p: n for p, n in config.counts(params).items() if n < params[p].size}
@@ -214,7 +307,7 @@ def make_masks(
         if batch is None or "inputs" not in batch:
             raise UsageError("sparsity method synflow takes the shape of batch['inputs']; pass it")
         return methods.synflow(view, batch["inputs"], sparse, rounds=config.rounds)
-    return methods.random(jax.random.key(config.seed), params, sparse)
+    return methods.random(jax.random.key(config._seed(seed)), params, sparse)
 
 
 def start_sparse(
@@ -225,71 +318,77 @@ def start_sparse(
     *,
     objective: Objective | None = None,
     batch: Batch | None = None,
+    seed: int = 0,
 ) -> State:
-    """The first state of a sparse run, from that of the dense model.
+    """The first state of a sparse training, from that of the dense model.
 
-    Masks are found for the parameters of the state, which become sparse as `config.init` has it;
-    the optimizer begins anew with them. Everything lies where it did. The state that is passed in
-    is donated.
+    Masks are found for the parameters of the state, which become sparse as `config.init` says; the
+    optimizer starts anew with them. Shardings stay as they are. The state that is passed in is
+    donated.
 
     Args:
       config: see `SparsityConfig`.
-      optimizer: `config.optimizer(...)`, with which the state was made.
+      optimizer: `config.wrap(...)`, with which the state was made.
       view: the model; its arrays are not used.
       state: of `init_state` or `StatePlan.init`.
       objective, batch: see `make_masks`.
+      seed: from which masks and weights are drawn, where the config has no seed of its own.
 
     Raises:
       UsageError: as `make_masks`; an optimizer that holds no masks.
     """
     if not isinstance(state.opt_state, SparseState):
         raise UsageError(
-            "the optimizer of this state holds no masks; make the state with config.optimizer(...)"
+            "the optimizer of this state holds no masks; make the state with config.wrap(...)"
         )
-
-    def found(state: State) -> Masks:
-        seen = dataclasses.replace(view.at(state.params), state=state.model_state)
-        return make_masks(config, seen, objective=objective, batch=batch)
-
     # These compute in programs of their own, from arrays; the others within that of the start.
-    first = found(state) if config.method in _GLOBAL else None
+    masks = None
+    if config.method in _GLOBAL:
+        masks = _masks(config, view, state, objective, batch, seed)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return _jitted_start(config, optimizer, view, shardings)(state, masks, seed)
 
-    def start(state: State, masks: Masks | None) -> State:
-        masks = found(state) if masks is None else masks
-        params = _first_params(config, state.params, masks)
+
+def _masks(
+    config: SparsityConfig,
+    view: View,
+    state: Any,
+    objective: Objective | None,
+    batch: Batch | None,
+    seed: int | jax.Array,
+) -> Masks:
+    seen = dataclasses.replace(view.at(state.params), state=state.model_state)
+    return make_masks(config, seen, objective=objective, batch=batch, seed=seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _starter(config: SparsityConfig, setup: Planned) -> Any:
+    """The compiled start of a setup, which the trainings of all seeds share."""
+    return _jitted_start(config, setup.optimizer, setup.view, setup.plan.shardings)
+
+
+def _jitted_start(
+    config: SparsityConfig, optimizer: optax.GradientTransformation, view: View, shardings: Any
+) -> Any:
+    def start(state: Any, masks: Masks | None, seed: jax.Array) -> Any:
+        masks = _masks(config, view, state, None, None, seed) if masks is None else masks
+        params = _first_params(config, state.params, masks, seed)
         opt_state = optimizer.init(params)._replace(masks=masks)
         return dataclasses.replace(state, params=params, opt_state=opt_state)
 
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(start, out_shardings=places, donate_argnums=0)(state, first)
+    return jax.jit(start, out_shardings=shardings, donate_argnums=0)
 
 
-def require_masks_of(config: SparsityConfig, state: State) -> None:
-    """Checks that the masks of a restored state keep as many weights as the config does.
-
-    Raises:
-      UsageError: they do not. Those of gradual pruning may keep any number.
-    """
-    masks = masks_of(state.opt_state)
-    wanted = {p: n for p, n in config.counts(state.params).items() if n < state.params[p].size}
-    found = {path: int(mask.sum()) for path, mask in masks.items()}
-    if config.method in _GLOBAL:
-        wanted, found = ({"all kernels": sum(each.values())} for each in (wanted, found))
-    for path in () if config.method == "gradual" else wanted:
-        if found[path] != wanted[path]:
-            raise UsageError(
-                f"the checkpoint is of another sparsity: it keeps {found[path]:,} weights of "
-                f"{path!r}, this config {wanted[path]:,}; use that run's config or another workdir"
-            )
-
-
-def _first_params(config: SparsityConfig, params: Params, masks: Masks) -> Params:
+def _first_params(
+    config: SparsityConfig, params: Params, masks: Masks, seed: int | jax.Array
+) -> Params:
     if config.init == "rescale":
         return rescale(params, masks)
     if config.init == "keep":
         return apply_masks(params, masks)
     distribution = "normal" if config.init == "he" else "uniform"
-    return sparse_init(jax.random.key(config.seed), params, masks, distribution)
+    key = jax.random.key(config._seed(seed))
+    return sparse_init(key, params, masks, distribution)
 
 
 def _refused(config: SparsityConfig, field: str, accepted: str) -> UsageError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxlab.train.config import MAY_CHANGE as MAY_CHANGE
+from jaxlab.train.config import TrainConfig as TrainConfig
 from jaxlab.train.hooks import Evaluate as Evaluate
 from jaxlab.train.hooks import Hook as Hook
 from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
@@ -9,6 +11,7 @@ from jaxlab.train.hooks import Writer as Writer
 from jaxlab.train.host import keep_place as keep_place
 from jaxlab.train.host import return_memory as return_memory
 from jaxlab.train.host import reuse_memory as reuse_memory
+from jaxlab.train.intervention import Intervention as Intervention
 from jaxlab.train.logs import LogMetrics as LogMetrics
 from jaxlab.train.loop import Run as Run
 from jaxlab.train.loop import Seconds as Seconds
@@ -18,6 +21,9 @@ from jaxlab.train.optimizers import build as build_optimizer
 from jaxlab.train.optimizers import schedule as schedule
 from jaxlab.train.progress import ProgressBar as ProgressBar
 from jaxlab.train.recovery import StopOnSpike as StopOnSpike
+from jaxlab.train.setup import Setup as Setup
+from jaxlab.train.setup import batch_shapes as batch_shapes
+from jaxlab.train.setup import make_setup as make_setup
 from jaxlab.train.state import Build as Build
 from jaxlab.train.state import StatePlan as StatePlan
 from jaxlab.train.state import TrainState as TrainState
@@ -31,9 +37,7 @@ from jaxlab.train.stopping import StopOnNaN as StopOnNaN
 from jaxlab.train.stopping import StopOnSignal as StopOnSignal
 from jaxlab.train.stopping import TrainingDiverged as TrainingDiverged
 from jaxlab.train.stopping import TrainingInterrupted as TrainingInterrupted
-from jaxlab.train.training import MAY_CHANGE as MAY_CHANGE
-from jaxlab.train.training import TrainConfig as TrainConfig
-from jaxlab.train.training import describe as describe
+from jaxlab.train.training import run_setup as run_setup
 from jaxlab.train.training import run_training as run_training
 from jaxlab.train.watchdog import Watchdog as Watchdog
 
@@ -41,6 +45,7 @@ __all__ = [
     "Build",
     "Evaluate",
     "Hook",
+    "Intervention",
     "LogMetrics",
     "MAY_CHANGE",
     "OptimizerConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "Run",
     "SaveCheckpoint",
     "Seconds",
+    "Setup",
     "StatePlan",
     "Step",
     "StopOnNaN",
@@ -59,17 +65,19 @@ __all__ = [
     "TrainingInterrupted",
     "Watchdog",
     "Writer",
+    "batch_shapes",
     "build_optimizer",
-    "describe",
     "fit",
     "init_state",
     "keep_place",
     "make_eval",
+    "make_setup",
     "make_step",
     "metric_names",
     "plan_state",
     "return_memory",
     "reuse_memory",
+    "run_setup",
     "run_training",
     "schedule",
 ]

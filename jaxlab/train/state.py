@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,12 +20,10 @@ from jaxlab.core import (
     Rules,
     UsageError,
     View,
-    apply_masks,
     batch_sharding,
     named,
     param_shardings,
 )
-from jaxlab.sparsity.sparsify import masks_of
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 """Makes the model from its random streams, for example `lambda rngs: MLP(config, rngs=rngs)`."""
@@ -92,12 +91,14 @@ class StatePlan:
       view: the model, with shapes in place of arrays.
       abstract: the state, each leaf a `jax.ShapeDtypeStruct` with its sharding.
       notes: a line for every parameter axis that a rule would shard but that does not divide.
+      key: typed key, from which the state is made by default.
     """
 
     view: View
     abstract: TrainState
     notes: tuple[str, ...]
-    _make: Callable[[Iterable[str]], TrainState] = dataclasses.field(repr=False)
+    key: jax.Array
+    _make: Callable[[jax.Array, Iterable[str]], TrainState] = dataclasses.field(repr=False)
     _make_carry: Callable[[], Any] = dataclasses.field(repr=False)
 
     def with_metrics(self, names: Iterable[str]) -> StatePlan:
@@ -114,14 +115,23 @@ class StatePlan:
         """The sharding of every leaf."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
-    def init(self) -> TrainState:
-        """Makes the state; every leaf is computed on the devices that keep it."""
-        return self.lower_init().compile()()
+    def init(self, key: jax.Array | int | None = None) -> TrainState:
+        """Makes the state; every leaf is computed on the devices that keep it.
+
+        Args:
+          key: typed key, or a seed, from which the model and all steps draw; by default that of
+            the plan. All keys share one compiled program.
+        """
+        return self._jitted_init(self.key if key is None else _as_key(key))
 
     def lower_init(self) -> jax.stages.Lowered:
-        """The program that makes the state; its `compile()` tells what it needs a device."""
+        """The program that makes the state from a key; `compile()` tells its memory a device."""
+        return self._jitted_init.lower(self.key)
+
+    @functools.cached_property
+    def _jitted_init(self) -> Any:
         names = tuple(self.abstract.metrics)
-        return jax.jit(lambda: self._make(names), out_shardings=self.shardings).lower()
+        return jax.jit(lambda key: self._make(key, names), out_shardings=self.shardings)
 
     def init_carry(self) -> Any:
         """Makes the recurrent state alone."""
@@ -142,8 +152,7 @@ def plan_state(
 
     Args:
       build: makes the model; runs under tracing only.
-      optimizer: an optax optimizer over the flat parameters; with masks (`sparsify`), the
-        parameters are masked from the beginning.
+      optimizer: an optax optimizer over the flat parameters.
       key: typed key, or a seed, from which the model and all steps draw.
       mesh: where the state lies. Parameters are sharded by their `axes` and `rules`, optimizer
         state like its parameter, the carry by rows, everything else replicated.
@@ -155,15 +164,15 @@ def plan_state(
       UsageError: under `strict`, an axis that does not divide; a carry whose rows do not divide
         over the devices.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = _as_key(key)
     carry = carry or (lambda: None)
 
-    def make(metrics: Iterable[str]) -> TrainState:
+    def make(key: jax.Array, metrics: Iterable[str]) -> TrainState:
         view = View.of(build(nnx.Rngs(named(key, "init"))))
         opt_state = optimizer.init(view.params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=apply_masks(view.params, masks_of(opt_state)),
+            params=view.params,
             opt_state=opt_state,
             model_state=view.state,
             key=named(key, "train"),
@@ -187,7 +196,7 @@ def plan_state(
         carry=_place_rows(jax.eval_shape(carry), batch_sharding(mesh, rules)),
         metrics={},
     )
-    return StatePlan(view, abstract, tuple(notes), make, carry).with_metrics(STEP_METRICS)
+    return StatePlan(view, abstract, tuple(notes), key, make, carry).with_metrics(STEP_METRICS)
 
 
 def init_state(
@@ -214,6 +223,10 @@ def init_state(
         build, optimizer, key=key, mesh=mesh, rules=rules, strict=strict, carry=carry
     ).with_metrics(metric_names)
     return plan.view, plan.init(), plan.notes
+
+
+def _as_key(key: jax.Array | int) -> jax.Array:
+    return jax.random.key(key) if isinstance(key, int) else key
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:

@@ -96,7 +96,7 @@ def plan_of(model, mesh_name):
 @functools.cache
 def first_state(model):
     """The state as one device makes it."""
-    return plan_of(model, ONE).lower_init().compile()()
+    return plan_of(model, ONE).init()
 
 
 def moved(state):
@@ -212,7 +212,7 @@ def test_the_state_is_born_sharded_with_the_numbers_of_one_device(model):
         assert math.prod(shard) * 4 == most
         assert f"f32{list(shard)}".replace(" ", "") in text
         assert f"f32{list(p.shape)}".replace(" ", "") not in text, "whole on a device"
-    state = init()
+    state = init(plan.key)
     for path, p in first_state(model).params.items():
         np.testing.assert_allclose(state.params[path], p, rtol=1e-6, err_msg=path)
         assert state.params[path].sharding == plan.shardings.params[path]

@@ -82,7 +82,7 @@ def test_density_one_is_the_unmasked_training_to_the_bit(toy, one, name):
     plain = trained(toy, one, inner, 20)
     config = sparsity.SparsityConfig(density=1.0)
     full = {path: jnp.ones(plain.params[path].shape, bool) for path in KERNELS}
-    optimizer = config.optimizer(inner, 20)
+    optimizer = config.wrap(inner, train.TrainConfig(steps=20))
     for state in (
         trained(toy, one, sparsity.sparsify(inner, full), 20),
         trained(
@@ -291,10 +291,10 @@ CONFIG = train.TrainConfig(
     mesh=MeshConfig(data=-1),
     optimizer=train.OptimizerConfig("adamw", learning_rate=1e-2, weight_decay=0.1),
 )
-RIGL = sparsity.SparsityConfig("rigl", 0.5, rule="uniform", every=3, end=9)
+RIGL = sparsity.SparsityConfig("rigl", 0.5, rule="uniform", every=3, end_step=9)
 
 
-def run(toy, workdir, sparsity, hooks=()):
+def run(toy, workdir, intervention, hooks=()):
     workdir.mkdir(exist_ok=True)
     return train.run_training(
         CONFIG,
@@ -302,7 +302,7 @@ def run(toy, workdir, sparsity, hooks=()):
         objective=toy.objective,
         stream=toy.Numbers(),
         workdir=workdir,
-        sparsity=sparsity,
+        interventions=[intervention],
         hooks=hooks,
     )
 
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_another_sparsity_is_refused(toy, tmp_path):
 
 def start(toy, one, config, objective=None, batch=None):
     """The first state of a sparse run, and that of the dense model."""
-    optimizer = config.optimizer(optax.adam(1e-3), 1000)
+    optimizer = config.wrap(optax.adam(1e-3), train.TrainConfig(steps=1000))
     view, state, _ = toy.make_state(one, optimizer)
     dense = jax.tree.map(jnp.copy, state.params)
     batch = next(toy.Numbers()) if batch is None else batch
@@ -417,7 +417,15 @@ def test_snip_and_synflow_find_masks_on_the_first_batch(toy, one):
 
 
 def test_a_description_counts_the_kept_weights(toy):
-    lines = train.describe(CONFIG, build=toy.build, sparsity=RIGL)
+    stream = toy.Numbers()
+    setup = train.make_setup(
+        CONFIG,
+        build=toy.build,
+        objective=toy.objective,
+        batch=train.batch_shapes(stream, CONFIG.batch_size),
+        interventions=[RIGL],
+    )
+    lines = setup.describe()
     assert "kept weights: 24 of 48 in 2 kernels, density 0.5 (rigl)" in lines
 
 
@@ -450,20 +458,20 @@ def test_a_config_is_set_from_the_command_line_and_kept_as_json():
         "rule": "level",
         "own_params": "*_0/*",
         "own_densities": "1.0",
-        "end": "50",
+        "end_step": "50",
     }
     config = override(sparsity.SparsityConfig(), flags)
     assert config == sparsity.SparsityConfig(
-        "rigl", None, 26432, "level", own_params=("*_0/*",), own_densities=(1.0,), end=50
+        "rigl", None, 26432, "level", own_params=("*_0/*",), own_densities=(1.0,), end_step=50
     )
     assert from_dict(sparsity.SparsityConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_pruning_that_ends_behind_the_run_is_refused():
-    config = sparsity.SparsityConfig("gradual", 0.1, end=200)
-    with pytest.raises(UsageError, match="field end=200 lies behind the run's steps=100"):
+    config = sparsity.SparsityConfig("gradual", 0.1, end_step=200)
+    with pytest.raises(UsageError, match="field end_step=200 is after the last of steps=100"):
         config.change(100)
-    change = dataclasses.replace(config, end=None, begin=30, every=20).change(100)
+    change = dataclasses.replace(config, end_step=None, begin_step=30, every=20).change(100)
     assert (change.begin, change.end) == (30, 70)
 
 

@@ -49,6 +49,17 @@ def start(toy, workdir, config=CONFIG, hooks=(), stream=None):
     )
 
 
+def setup_of(toy, config, build):
+    return train.make_setup(
+        config,
+        build=build,
+        objective=toy.objective,
+        batch=train.batch_shapes(toy.Numbers(), config.batch_size),
+        init_carry=lambda rows: toy.carry(rows)(),
+        tokens_per_step=100,
+    )
+
+
 def trained_rows(workdir):
     rows = read_metrics(workdir / "metrics.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
@@ -157,17 +168,12 @@ def test_fields_out_of_range_are_named(fields, words):
 def test_rows_that_do_not_divide_over_the_devices_are_refused(toy):
     config = dataclasses.replace(CONFIG, accumulate=2)
     with pytest.raises(UsageError, match="batch_size=8 in accumulate=2 .* 8 devices; .* of 16"):
-        train.describe(config, build=toy.build)
+        setup_of(toy, config, toy.build)
 
 
 def test_a_description_comes_from_shapes(toy):
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
-    lines = train.describe(
-        config,
-        build=lambda rngs: toy.Net(rngs, 1024),
-        init_carry=lambda rows: toy.carry(rows)(),
-        tokens_per_step=100,
-    )
+    lines = setup_of(toy, config, lambda rngs: toy.Net(rngs, 1024)).describe()
     text = "\n".join(lines)
     numbers = 4 * 1024 + 1024 + 1024 * 2 + 2
     assert f"parameters: {numbers:,}, {numbers * 4 / 2**20:.2f} MiB" in text
