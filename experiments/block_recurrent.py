@@ -783,15 +783,14 @@ def plan(config: Config, pod: planning.Pod | None = None) -> list[str]:
         build, _, init_carry = planned(text_model.model)
         shape = (text_model.train.batch_size, text_model.segment_length)
         batch = {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in types.items()}
-        described = train.describe(
+        described = train.make_setup(
             text_model.train,
             build=build,
             init_carry=init_carry,
             tokens_per_step=math.prod(shape),
             objective=next_token,
             batch=batch,
-            pod=None if i else pod,
-        )
+        ).describe(None if i else pod)
         lines += [f"{name}:", *(f"  {line}" for line in described)]
     return lines
 

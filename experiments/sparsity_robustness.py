@@ -221,7 +221,7 @@ def fit(
         stream=stream,
         workdir=part,
         description=folder,
-        sparsity=sparsity,
+        interventions=[] if sparsity is None else [sparsity],
     )
     return done.state
 
@@ -513,14 +513,13 @@ def plan(config: Config, pod: planning.Pod | None = None) -> list[str]:
     lines = [f"{len(found)} nets, each trained with {config.num_seeds} seed(s)"]
     for name in dict.fromkeys(("dense", largest)):
         net = found[name]
-        described = train.describe(
+        described = train.make_setup(
             config.train,
             build=net.model.build,
             objective=objective_of(config),
             batch=batch,
-            pod=pod if name == largest else None,
-            sparsity=net.sparsity,
-        )
+            interventions=[] if net.sparsity is None else [net.sparsity],
+        ).describe(pod if name == largest else None)
         lines += [f"{name}:", *(f"  {line}" for line in described)]
     return lines
 

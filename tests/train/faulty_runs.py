@@ -23,12 +23,12 @@ import threading
 import time
 from typing import Any
 
-import conftest as toy
 import numpy as np
 import orbax.checkpoint  # noqa: F401  so that no fork imports it again
 import tensorboardX  # noqa: F401
 
 from jaxlab import checkpoint, study, train
+from tests import toy_training as toy
 
 UNAVAILABLE = 77
 PATIENCE = 120  # seconds after which a run that ought to have ended is killed, by SIGALRM

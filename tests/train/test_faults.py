@@ -78,15 +78,12 @@ ENDED = {
 @pytest.fixture(scope="module")
 def faulty():
     """The module of the program."""
-    # It imports the toy as `conftest`, as it does when it runs.
-    sys.path.insert(0, str(PROGRAM.parent))
     spec = importlib.util.spec_from_file_location("faulty_runs", PROGRAM)
     module = sys.modules["faulty_runs"] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         yield module
     finally:
-        sys.path.remove(str(PROGRAM.parent))
         del sys.modules["faulty_runs"]
 
 
@@ -109,7 +106,7 @@ def ended(whole, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faulty")
     faults = [*KILLED, *ENDED, "numbers that are passed over", "a full disk"]
     workdirs = {fault: folder / str(i) for i, fault in enumerate(faults)}
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAM.parent}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, str(PROGRAM), *(f"{f}={workdir}" for f, workdir in workdirs.items())],
         env=environment,
