@@ -34,8 +34,10 @@ from jaxlab.core.mesh import batch_sharding as batch_sharding
 from jaxlab.core.mesh import constrain as constrain
 from jaxlab.core.mesh import make_mesh as make_mesh
 from jaxlab.core.mesh import map_shards as map_shards
+from jaxlab.core.mesh import mesh_of as mesh_of
 from jaxlab.core.mesh import param_shardings as param_shardings
 from jaxlab.core.mesh import partition as partition
+from jaxlab.core.mesh import rules_in_force as rules_in_force
 from jaxlab.core.mesh import use_mesh as use_mesh
 from jaxlab.core.paths import flatten as flatten
 from jaxlab.core.paths import matches as matches
@@ -59,3 +61,4 @@ from jaxlab.core.processes import require_rows as require_rows
 from jaxlab.core.processes import whole as whole
 from jaxlab.core.view import Params as Params
 from jaxlab.core.view import View as View
+from jaxlab.core.view import as_view as as_view

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -220,6 +220,7 @@ def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
 
 
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
@@ -228,12 +229,42 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
 
     What is traced here is made for the platform of the mesh; see `platform`.
     """
-    token = _rules.set(rules)
+    tokens = _rules.set(rules), _mesh.set(mesh)
     try:
         with jax.set_mesh(mesh), on_platform_of(mesh.devices.flat[0]):
             yield
     finally:
-        _rules.reset(token)
+        _rules.reset(tokens[0])
+        _mesh.reset(tokens[1])
+
+
+def rules_in_force() -> Rules:
+    """The rules of `use_mesh`; outside of it, the house's table."""
+    return _rules.get()
+
+
+def mesh_of(arrays: Iterable[Any]) -> Mesh:
+    """The mesh on which arrays lie.
+
+    It is that of their shardings. Arrays on no mesh belong to that of `use_mesh`; outside of it, to
+    a mesh of their one device, and arrays on the host to one of the first device.
+
+    Raises:
+      UsageError: arrays on several devices and no mesh.
+    """
+    shardings = [x.sharding for x in arrays if isinstance(x, jax.Array)]
+    for sharding in shardings:
+        if isinstance(sharding, NamedSharding):
+            return sharding.mesh
+    if (mesh := _mesh.get()) is not None:
+        return mesh
+    devices = set().union(*(sharding.device_set for sharding in shardings))
+    if len(devices) > 1:
+        raise UsageError(
+            f"the arrays lie on {len(devices)} devices and no mesh; move them to one with "
+            "View.on(mesh)"
+        )
+    return make_mesh(devices=list(devices) or jax.local_devices()[:1])
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.core import UsageError, View, natural_sort, use_mesh
+from jaxlab import models
+from jaxlab.core import UsageError, View, as_view, natural_sort, use_mesh
 from jaxlab.core.mesh import MeshConfig, make_mesh
 
 
@@ -334,6 +337,147 @@ def test_a_view_is_a_static_argument_of_jit():
     assert traces == [view] and view != View.of(linear(1))
 
 
+def total(view: View, x) -> jax.Array:
+    return (view(x) ** 2).sum()
+
+
+def test_a_view_passes_through_transformations_with_its_paths_in_order():
+    view, x = View.of(Chain(nnx.Rngs(0))), jnp.ones((1, 3))
+    np.testing.assert_allclose(jax.jit(lambda view, x: view(x))(view, x), view(x), rtol=1e-6)
+    slopes = jax.grad(total)(view, x)
+    wanted = jax.grad(lambda params: total(view.at(params), x))(view.params)
+    assert isinstance(slopes, View) and list(slopes.params) == list(view.params)
+    for path, slope in wanted.items():
+        np.testing.assert_allclose(slopes.params[path], slope, rtol=1e-5, err_msg=path)
+    for moved in (jax.device_put(view, jax.devices()[1]), jax.jit(lambda view: view)(view)):
+        assert list(moved.params) == list(view.params)
+        assert np.array_equal(moved(x), view(x))
+    assert jax.device_put(view, jax.devices()[1]).params["idle/bias"].device == jax.devices()[1]
+
+
+def test_views_stack_into_an_ensemble(strange):
+    x = strange[1]
+    views = [View.of(Strange(nnx.Rngs(seed))).evaluating() for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+    out = jax.vmap(lambda view: view(x))(stacked)
+    np.testing.assert_allclose(out, [view(x) for view in views], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(out[0], out[1])
+
+
+BUILDS = {
+    "language model": lambda rngs: models.TransformerLM(
+        models.TransformerLMConfig(
+            width=16, depth=2, num_heads=2, window=8, recurrent_layers=(-1,), num_states=4
+        ),
+        rngs=rngs,
+    ),
+    "mlp": models.classifier_config("mlp").build,
+    "cnn": models.classifier_config("small_cnn").build,
+    "strange": Strange,
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_builds_of_one_config_are_one_structure(name):
+    build = BUILDS[name]
+    views = [View.of(build(nnx.Rngs(0))), View.of(build(nnx.Rngs(1)))]
+    views.append(View.abstract(lambda: build(nnx.Rngs(0))))
+    structures = [jax.tree.structure(view) for view in views]
+    assert len(set(structures)) == 1 and len(set(map(hash, structures))) == 1
+    modes = {jax.tree.structure(view.evaluating()) for view in views}
+    modes |= {jax.tree.structure(view.training().evaluating()) for view in views}
+    assert len(modes) == 1
+
+
+def test_views_of_other_models_modes_and_masks_are_other_structures():
+    view = View.of(Normalised(nnx.Rngs(0)))
+    others = [view, view.evaluating(), View.of(linear())]
+    others.append(others[-1].masked({"bias": jnp.ones(3, bool)}))
+    others.append(View.of(nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0))))
+    assert len({jax.tree.structure(view) for view in others}) == len(others)
+
+
+def test_trainings_of_one_config_share_a_program():
+    traces = []
+
+    @jax.jit
+    def run(view, x):
+        traces.append(view)
+        return total(view.evaluating(), x)
+
+    x = jnp.ones((2, 3))
+    losses = [float(run(View.of(Chain(nnx.Rngs(seed))), x)) for seed in (0, 1)]
+    first = View.of(Chain(nnx.Rngs(0)))
+    losses.append(float(run(first.at({path: 2 * p for path, p in first.params.items()}), x)))
+    assert len(traces) == 1 and len(set(losses)) == 3
+    run(first.masked({"idle/bias": jnp.zeros(3, bool)}), x)
+    assert len(traces) == 2
+
+
+class Counting:
+    """A static attribute that counts how often it is hashed; two of them are equal."""
+
+    hashed = 0
+
+    def __hash__(self):
+        Counting.hashed += 1
+        return 7
+
+    def __eq__(self, other):
+        return isinstance(other, Counting)
+
+
+def test_the_structure_of_a_view_is_hashed_once():
+    views = [View.of(Attributes(inner=linear(seed), static=Counting())) for seed in (0, 1)]
+    before = Counting.hashed
+    run = jax.jit(lambda view: view.model().inner(jnp.ones((1, 3))))
+    for view in views:
+        assert hash(jax.tree.structure(view)) and run(view).any()
+    assert before and Counting.hashed == before
+
+
+def test_a_model_that_cannot_be_hashed_is_a_view_of_its_own():
+    class Unhashable:
+        __hash__ = None
+
+    one, two = (View.of(Attributes(inner=linear(), static=Unhashable())) for _ in range(2))
+    assert jax.tree.structure(one) == jax.tree.structure(one) != jax.tree.structure(two)
+    out = jax.jit(lambda view: view.model().inner(jnp.ones((1, 3))))(one)
+    np.testing.assert_allclose(out, linear()(jnp.ones((1, 3))), rtol=1e-6)
+
+
+def test_at_takes_state_too():
+    view = View.of(nnx.BatchNorm(3, rngs=nnx.Rngs(0))).evaluating()
+    moved = view.at(view.params, {"var": jnp.ones(3), "mean": jnp.full(3, 2.0)})
+    np.testing.assert_allclose(moved(jnp.ones((1, 3))), -np.ones((1, 3)), rtol=1e-4)
+    assert list(moved.state) == ["mean", "var"]
+    with pytest.raises(UsageError, match="state of the model missing: var"):
+        view.at(view.params, {"mean": jnp.ones(3)})
+
+
+def test_a_view_moves_to_the_devices_of_a_mesh():
+    def build(seed=0):
+        return nnx.Linear(4, 8, kernel_metadata={"axes": ("embed", "mlp")}, rngs=nnx.Rngs(seed))
+
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    view = View.of(build()).masked({"kernel": jnp.arange(32).reshape(4, 8) % 3 > 0})
+    moved = view.on(mesh)
+    for kernel in (moved.params["kernel"], moved.masks["kernel"]):
+        assert kernel.sharding.mesh == mesh and kernel.addressable_shards[0].data.shape == (2, 4)
+    assert moved.params["bias"].is_fully_replicated
+    assert moved.on(mesh, rules=()).params["kernel"] is moved.params["kernel"]
+    np.testing.assert_allclose(moved(jnp.ones((1, 4))), view(jnp.ones((1, 4))), rtol=1e-6)
+
+
+def test_a_model_or_its_view_is_taken_and_nothing_else():
+    model = linear()
+    view = as_view(model)
+    assert as_view(view) is view and view.params["kernel"] is model.kernel.get_value()
+    for other, name in ((lambda x: x, "function"), ({}, "dict"), (nnx.Linear, "the class Linear")):
+        with pytest.raises(UsageError, match=f"expected an nnx.Module or a View .* got {name}"):
+            as_view(other)
+
+
 def test_parameters_stack_into_an_ensemble():
     view, x = View.of(linear()), jnp.ones((1, 3))
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), view.params, View.of(linear(1)).params)
@@ -403,6 +547,55 @@ def test_taps_see_modules_that_inherit_their_call_and_leave_classes_as_they_were
     np.testing.assert_array_equal(taps["first"], taps["first/inner"] * 2)
     np.testing.assert_array_equal(taps["second"], view(x))
     assert "__call__" not in vars(Inherited)
+
+
+def test_taps_change_no_class_that_another_thread_sees():
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Waiting(nnx.Module):
+        def __init__(self, waits: bool):
+            self.inner, self.waits = linear(), waits
+
+        def __call__(self, x):
+            if self.waits:
+                inside.set()
+                assert go_on.wait(timeout=60)
+            return self.inner(x)
+
+    x, taps, calls = jnp.ones((1, 3)), {}, (Waiting.__call__, nnx.Linear.__call__)
+    waiting, other = View.of(Waiting(True)), View.of(Waiting(False))
+    thread = threading.Thread(target=lambda: taps.update(waiting.taps(x)))
+    thread.start()
+    try:
+        assert inside.wait(timeout=60)
+        assert (Waiting.__call__, nnx.Linear.__call__) == calls
+        assert type(other.model()) is Waiting and type(other.model().inner) is nnx.Linear
+        assert list(other.taps(x)) == ["", "inner"]
+    finally:
+        go_on.set()
+        thread.join()
+    assert list(taps) == ["", "inner"]
+    np.testing.assert_array_equal(taps["inner"], linear()(x))
+
+
+def test_taps_make_no_class_that_a_registry_of_subclasses_sees():
+    registered = []
+
+    class Registered(nnx.Module):
+        def __init_subclass__(cls, *, name, **kwargs):
+            registered.append(name)
+            super().__init_subclass__(**kwargs)
+
+    class Net(Registered, name="net"):
+        def __init__(self):
+            self.inner = linear()
+
+        def __call__(self, x):
+            assert isinstance(self, Net)
+            return self.inner(x)
+
+    assert list(View.of(Net()).taps(jnp.ones((1, 3)))) == ["", "inner"]
+    assert registered == ["net"]
 
 
 class Loops(nnx.Module):
