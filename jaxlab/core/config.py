@@ -10,12 +10,15 @@ import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from jaxlab.core.errors import UsageError, nearest
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 def override(config: C, assignments: Mapping[str, str]) -> C:
@@ -120,7 +123,7 @@ def _bool(text: str) -> bool:
     return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
 
-_SCALARS = {int: _int, float: float, str: str, bool: _bool}
+_SCALARS: dict[type, Callable[[str], Any]] = {int: _int, float: float, str: str, bool: _bool}
 
 
 def to_dict(config: Any) -> Any:
@@ -151,7 +154,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
 
 def _build(kind: Any, value: Any) -> Any:
     for option in (kind, *typing.get_args(kind)):
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+        is_config = isinstance(option, type) and dataclasses.is_dataclass(option)
+        if is_config and isinstance(value, Mapping):
             return from_dict(option, value)
     if isinstance(value, list):
         inner = typing.get_args(kind)

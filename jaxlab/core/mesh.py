@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlab.core.devices import all_devices, on_platform_of
 from jaxlab.core.errors import UsageError
@@ -147,7 +147,10 @@ def _show(sizes: Sequence[int]) -> str:
 
 
 def partition(
-    axes: Sequence[str | None] | None, shape: Sequence[int], mesh: Mesh, rules: Rules = RULES
+    axes: Sequence[str | None] | None,
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = RULES,
 ) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
     """Turns the logical axes of one array into a PartitionSpec.
 

@@ -100,7 +100,8 @@ def local_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES) -> tuple[int, 
     require_rows(batch_size, mesh, rules)
     sharding = batch_sharding(mesh, rules)
     local: set[int] = set()
-    for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values():
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        (rows,) = index or (slice(None),)
         local.update(range(batch_size)[rows])
     return tuple(sorted(local))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from jaxlab.core import UsageError
 
-NumpyBatch = dict[str, npt.NDArray[np.generic]]
+NumpyBatch = dict[str, npt.NDArray[Any]]
 """A batch in host memory: NumPy arrays by key."""
 
 

@@ -95,10 +95,11 @@ def figure(width: float = WIDTH, height: float = 4.0) -> Iterator[tuple[Figure, 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with house_style():
-        fig = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+        fig = Figure(figsize=(width, height), dpi=DPI, layout=layout)
         FigureCanvasAgg(fig)
         yield fig, fig.subplots()
 

@@ -63,10 +63,11 @@ def lines(
         for index, (name, (x, y, *band)) in enumerate(curves.items()):
             color = PALETTE[index % len(PALETTE)]
             dashes = DASHES[index // len(PALETTE) % len(DASHES)]
-            marker = {"marker": "o", "markersize": 4.5} if len(x) <= 16 else {}
-            ax.plot(x, y, color=color, linestyle=dashes, label=name, **marker)
+            marker = "o" if len(x) <= 16 else ""
+            ax.plot(x, y, color=color, linestyle=dashes, label=name, marker=marker, markersize=4.5)
             if band:
-                ax.fill_between(x, *band, color=color, alpha=0.16, linewidth=0)
+                low, high = band
+                ax.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         ax.margins(x=0.015)
         set_scale(ax, "x", xscale)
         set_scale(ax, "y", yscale)
@@ -103,8 +104,15 @@ def bars(
         ranged = lows < highs
         if ranged.any():
             reach = np.stack([centers - lows, highs - centers])[:, ranged]
-            ends = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3}
-            ax.errorbar(centers[ranged], places[ranged], xerr=reach, **ends)
+            ax.errorbar(
+                centers[ranged],
+                places[ranged],
+                xerr=reach,
+                fmt="none",
+                ecolor=INK,
+                elinewidth=1.2,
+                capsize=3,
+            )
         _label_bars(ax, texts, centers, lows, highs)
         names = ["\n".join(textwrap.wrap(name, 30)) for name in values]
         ax.set_yticks(places, names, color=INK)
@@ -189,12 +197,14 @@ def _bar(name: str, value: float | Sequence[float]) -> tuple[float, float, float
     numbers = np.atleast_1d(np.asarray(value, float))
     is_triple = numbers.shape == (3,)
     if numbers.shape == (1,) or (is_triple and not np.isfinite(numbers[0])):
-        return (float(numbers[0]),) * 3
+        center = float(numbers[0])
+        return center, center, center
     if not is_triple or not numbers[1] <= numbers[0] <= numbers[2]:
         raise UsageError(
             f"bar {name!r} is {value!r}; expected a value, or (value, low, high) in that interval"
         )
-    return tuple(map(float, numbers))
+    center, low, high = map(float, numbers)
+    return center, low, high
 
 
 def _label_bars(
@@ -229,7 +239,7 @@ def _colors(values: np.ndarray, center: float | None) -> dict[str, Any]:
 
 def _write_cells(ax: Axes, image: Any, values: np.ndarray) -> None:
     """Writes each finite value in its cell, light on dark and dark on light."""
-    texts = format_column(values.ravel(), digits=3)
+    texts = format_column(values.ravel().tolist(), digits=3)
     for text, ((row, column), value) in zip(texts, np.ndenumerate(values), strict=True):
         if np.isfinite(value):
             red, green, blue, _alpha = image.cmap(image.norm(value))

@@ -122,7 +122,8 @@ class Record:
         missing = [name for name in names if name not in stored]
         if missing:
             raise UsageError(f"{os.fspath(path)!r} lacks {', '.join(missing)}; {advice}")
-        return cls(pathlib.Path(workdir), *(stored[name] for name in names), read_only=True)
+        fields = {name: stored[name] for name in names}
+        return cls(pathlib.Path(workdir), **fields, read_only=True)
 
     def __fspath__(self) -> str:
         return os.fspath(self.workdir)

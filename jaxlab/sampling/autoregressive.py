@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,19 +119,33 @@ def generate_stream(
 
     Together they are the tokens of `generate`, up to where all rows have stopped.
     """
-    if isinstance(model, View):
-        model = model.model()
+    decoder = as_decoder(model)
     sampler = Sampler(temperature, top_k, top_p, num_valid)
-    sampler.check(model.vocab_size)
-    _check(num_tokens, stop_token, chunk, num_valid or model.vocab_size)
-    tokens_bt, lengths_b = pad_prompts(prompts, model.vocab_size)
+    sampler.check(decoder.vocab_size)
+    _check(num_tokens, stop_token, chunk, num_valid or decoder.vocab_size)
+    tokens_bt, lengths_b = pad_prompts(prompts, decoder.vocab_size)
     room = int(lengths_b.max()) + num_tokens
-    cache = _init_cache(model, len(lengths_b), room)
-    return _chunks(model, sampler, tokens_bt, lengths_b, cache, num_tokens, key, stop_token, chunk)
+    cache = _init_cache(decoder, len(lengths_b), room)
+    return _chunks(
+        decoder, sampler, tokens_bt, lengths_b, cache, num_tokens, key, stop_token, chunk
+    )
+
+
+def as_decoder(model: Decoder | View) -> Decoder:
+    """The decoding model itself, of a model or a `View` of one."""
+    return cast(Decoder, model.model()) if isinstance(model, View) else model
 
 
 def _chunks(
-    model, sampler, tokens_bt, lengths_b, cache, num_tokens, key, stop_token, chunk
+    model: Decoder,
+    sampler: Sampler,
+    tokens_bt: np.ndarray,
+    lengths_b: np.ndarray,
+    cache: Any,
+    num_tokens: int,
+    key: jax.Array,
+    stop_token: int | None,
+    chunk: int,
 ) -> Iterator[np.ndarray]:
     stop = np.int32(-1 if stop_token is None else stop_token)
     logits_bv, cache = _prefill(model, tokens_bt, lengths_b, cache)
@@ -155,24 +169,34 @@ class _Rows:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _init_cache(model, batch_size, room):
+def _init_cache(model: Decoder, batch_size: int, room: int) -> Any:
     return model.init_cache(batch_size, room)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def _prefill(model, tokens_bt, lengths_b, cache):
+def _prefill(
+    model: Decoder, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Any
+) -> tuple[jax.Array, Any]:
     return model.prefill(tokens_bt, lengths_b, cache)
 
 
 @functools.partial(jax.jit, static_argnames="chunk", donate_argnames="rows")
-def _continue(model, rows, sampler, key, stop, count, chunk):
+def _continue(
+    model: Decoder,
+    rows: _Rows,
+    sampler: Sampler,
+    key: jax.Array,
+    stop: jax.Array,
+    count: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array, _Rows]:
     """Up to `count` tokens in an array of `chunk`, how many they are, and the rows after them."""
 
-    def going(state) -> jax.Array:
+    def going(state: tuple[jax.Array, jax.Array, _Rows]) -> jax.Array:
         made, _, rows = state
         return (made < count) & ~rows.done_b.all()
 
-    def one(state) -> tuple[jax.Array, jax.Array, _Rows]:
+    def one(state: tuple[jax.Array, jax.Array, _Rows]) -> tuple[jax.Array, jax.Array, _Rows]:
         made, tokens_bn, rows = state
         drawn_b = sampler.draw(rows.logits_bv, named(key, "token", rows.index))
         token_b = jnp.where(rows.done_b, stop, drawn_b)

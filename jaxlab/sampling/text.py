@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlab.core import UsageError, View
 from jaxlab.data import IncrementalDecoder, Tokenizer
-from jaxlab.sampling.autoregressive import Decoder, generate_stream
+from jaxlab.sampling.autoregressive import Decoder, as_decoder, generate_stream
 
 
 def generate_text(
@@ -76,14 +76,13 @@ def stream_text(
     Pieces may be empty; joined, they are the text. What may still become a stop string is held
     back. When all rows have ended no more than the `chunk` tokens being drawn are drawn.
     """
-    if isinstance(model, View):
-        model = model.model()
     if isinstance(prompts, str):
         raise UsageError(f"prompts={prompts[:20]!r} is a string; put a single prompt into a list")
-    if tokenizer.num_tokens > model.vocab_size:
+    vocab_size = as_decoder(model).vocab_size
+    if tokenizer.num_tokens > vocab_size:
         raise UsageError(
             f"tokenizer {tokenizer.spec!r} has {tokenizer.num_tokens} ids and the model knows "
-            f"{model.vocab_size}; use the tokenizer that the model was trained with"
+            f"{vocab_size}; use the tokenizer that the model was trained with"
         )
     rows = [IncrementalDecoder(tokenizer, stop) for _ in prompts]
     ids = [np.concatenate([[tokenizer.boundary_id], tokenizer.encode(p)]) for p in prompts]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flax import nnx
 
@@ -14,7 +14,10 @@ from jaxlab.core import UsageError, View, nearest
 from jaxlab.sparsity.densities import Rule, densities
 from jaxlab.sparsity.kernels import prunable
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 MOST = 2**20
 """No width or depth is tried beyond this many times the base's."""
@@ -117,10 +120,10 @@ def capacity_matched(
     target = _size(view, patterns)
     ends = _around(lambda n: sized(n)[0], start, step, target / density, field)
     # A model with fewer weights than the base cannot keep as many.
-    ends = [number for number in ends if sized(number)[0] >= target]
-    if not ends:
+    large_enough = [number for number in ends if sized(number)[0] >= target]
+    if not large_enough:
         raise UsageError(f"no {field} up to {MOST:,} times {start} gives {target:,} weights")
-    number = min(ends, key=lambda number: abs(sized(number)[0] - target / density))
+    number = min(large_enough, key=lambda number: abs(sized(number)[0] - target / density))
     size, grown, grown_view = sized(number)
     counts = densities(
         grown_view.params,

@@ -130,7 +130,7 @@ def _shares(
     if isinstance(rule, Mapping):
         if own:
             raise UsageError("the rule is {pattern: density} already; leave own out")
-        rule, own = "uniform", rule
+        own, rule = rule, "uniform"
     if rule not in RULES:
         raise UsageError(
             f"rule={rule!r}{nearest(rule, RULES)}; it takes {', '.join(RULES)}, or "
@@ -142,11 +142,9 @@ def _shares(
     sizes = {path: sizes[path] for path in rest}
     if not rest and total is None:
         return shares
-    if (total is None) == (density is None):
-        raise UsageError(f"density={density} and total={total}; give one of both")
-    if density is not None:
+    if density is not None and total is None:
         kept = sum(_at(density, size) for size in sizes.values())
-    else:
+    elif total is not None and density is None:
         kept = total - int(sum(shares.values()))
         least, most = len(rest), sum(sizes.values())
         if total != int(total) or not least <= kept <= most:
@@ -155,6 +153,8 @@ def _shares(
                 f"total={total}; the kernels take a whole number from {least + taken:,} (one "
                 f"weight each) to {most + taken:,}"
             )
+    else:
+        raise UsageError(f"density={density} and total={total}; give one of both")
     shares |= RULES[rule](rest, sizes, kept) if rest else {}
     return {path: shares[path] for path in kernels}
 
@@ -205,7 +205,7 @@ def _in_proportion(raw: Mapping[str, Fraction], sizes: Sizes, kept: int) -> dict
         if not others:
             return {path: Fraction(size) for path, size in sizes.items()}
         left = kept - sum(sizes[path] for path in dense)
-        scale = left / sum(raw[path] * sizes[path] for path in others)
+        scale = left / sum((raw[path] * sizes[path] for path in others), Fraction())
         most = max(raw[path] for path in others)
         if scale * most <= 1:
             break

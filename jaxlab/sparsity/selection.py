@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxlab.core import Masks, natural_sort
 from jaxlab.nn.products import on_one_cpu_device
 
+Bounds = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""Scalars of a search: shift, threshold, how many keys are larger, how many reach it."""
+
 # Added up in a byte, which holds 255.
 _PARTS = 128
 
@@ -109,11 +112,11 @@ def _threshold(keys: list[jax.Array], count: jax.Array) -> tuple[jax.Array, jax.
     """
     dtype = keys[0].dtype
 
-    def unfinished(found: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(found: Bounds) -> jax.Array:
         shift, _, _, reached = found
         return (shift > 0) & (reached != count)
 
-    def next_byte(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def next_byte(found: Bounds) -> Bounds:
         shift, least, larger, reached = found
         shift = shift - 8
         high = least >> shift >> 8

@@ -40,7 +40,8 @@ def decode_image(
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as file:
+            image: Image.Image = file
             if image.mode not in _GREY | _COLOUR | _ALPHA:
                 raise UsageError(
                     f"{what} has the mode {image.mode!r}; expected 8 bits a channel, grey or RGB: "
@@ -92,7 +93,7 @@ def decode_images(
         ]
 
     chunks = [range(a, min(a + _CHUNK, len(names))) for a in range(0, len(names), _CHUNK)]
-    images = np.empty(0, np.uint8)
+    images = np.empty((0, 0, 0, 0), np.uint8)
     for i, image in enumerate(_in_order(decode, chunks)):
         if i == 0:
             images = np.empty((len(names), *image.shape), np.uint8)

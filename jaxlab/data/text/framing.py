@@ -90,7 +90,7 @@ class FramedDocuments:
         self._source, self._tokenizer, self._align = source, tokenizer, align
         self._cache_bytes, self._max_tokens = cache_bytes, max_tokens
         self._with_words = with_words
-        self._dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+        self._dtype: type[np.integer] = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
         self._kept: OrderedDict[int, Framed] = OrderedDict()
         self._kept_bytes = 0
         self._live: weakref.WeakValueDictionary[int, Framed] = weakref.WeakValueDictionary()

@@ -42,10 +42,14 @@ class SentencePiece:
 
     def __init__(self, model: str | os.PathLike[str] | bytes):
         spm = _import_sentencepiece()
-        in_memory = isinstance(model, bytes)
-        self.model = model if in_memory else _read_model(pathlib.Path(model).expanduser())
-        self._sha256 = hashlib.sha256(self.model).hexdigest()
-        origin = f"in memory, sha256 {self._sha256[:12]}" if in_memory else str(model)
+        if isinstance(model, bytes):
+            self.model = model
+            self._sha256 = hashlib.sha256(model).hexdigest()
+            origin = f"in memory, sha256 {self._sha256[:12]}"
+        else:
+            self.model = _read_model(pathlib.Path(model).expanduser())
+            self._sha256 = hashlib.sha256(self.model).hexdigest()
+            origin = str(model)
         self.spec = f"sentencepiece:{origin}"
         try:
             self._processor = spm.SentencePieceProcessor(model_proto=self.model)

@@ -105,14 +105,15 @@ class TextFiles:
         pattern: str = "*.txt",
     ):
         single = isinstance(paths, (str, os.PathLike))
-        if single and pathlib.Path(paths).is_dir():
-            root = pathlib.Path(paths)
+        listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        files = [pathlib.Path(path) for path in listed]
+        if single and files[0].is_dir():
+            root = files[0]
             there = files_below(root)
             files = matching_files(there, [pattern])
             if not files:
                 raise no_match(root, there, [pattern])
         else:
-            files = [pathlib.Path(p) for p in ([paths] if single else paths)]
             if not files:
                 raise UsageError("paths is an empty list; pass a folder or at least one file")
             root = pathlib.Path(os.path.commonpath([p.absolute().parent for p in files]))

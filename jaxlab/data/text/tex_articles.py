@@ -138,7 +138,8 @@ class _Article:
 
     def _resolved(self, main: str) -> tuple[bytes, set[str]]:
         """The text of `main` with its inputs in place, and the names of the files taken in."""
-        taken_in, top = set(), posixpath.dirname(main)
+        taken_in: set[str] = set()
+        top = posixpath.dirname(main)
 
         def expand(name: str, text: bytes, folder: str, above: tuple[str, ...]) -> bytes:
             """`text` of the file `name`, read where the last import named `folder`."""

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEAREST = "edge"
+Border = Literal["edge", "symmetric", "reflect"]
+"""What lies behind the border, as `numpy.pad` names it."""
+NEAREST: Border = "edge"
 """Behind the border the outermost pixel is repeated."""
-SYMMETRIC = "symmetric"
+SYMMETRIC: Border = "symmetric"
 """Behind the border the image is mirrored, the outermost pixel with it: `c b a | a b c`."""
-MIRROR = "reflect"
+MIRROR: Border = "reflect"
 """Behind the border the image is mirrored about the outermost pixel: `c b | a b c`."""
 
 
-def correlation_matrix(size: int, taps: Sequence[float], border: str) -> np.ndarray:
+def correlation_matrix(size: int, taps: Sequence[float] | np.ndarray, border: Border) -> np.ndarray:
     """The matrix that correlates a line with an odd number of taps.
 
     >>> correlation_matrix(3, [1, 0, 0], NEAREST).tolist()
@@ -43,7 +46,7 @@ def gaussian_taps(sigma: float, truncate: float) -> np.ndarray:
 
 
 def gaussian_matrices(
-    size: tuple[int, int], sigma: float, truncate: float = 4.0, border: str = NEAREST
+    size: tuple[int, int], sigma: float, truncate: float = 4.0, border: Border = NEAREST
 ) -> tuple[np.ndarray, np.ndarray]:
     """`rows` [1, h, h] and `columns` [1, w, w] of a Gaussian blur, for `separable`."""
     taps = gaussian_taps(sigma, truncate)
@@ -52,7 +55,7 @@ def gaussian_matrices(
 
 
 def kernel_matrices(
-    size: tuple[int, int], kernel: np.ndarray, border: str
+    size: tuple[int, int], kernel: np.ndarray, border: Border
 ) -> tuple[np.ndarray, np.ndarray]:
     """`rows` [k, h, h] and `columns` [k, w, w] that correlate with a square kernel [k, k]."""
     shifts = np.eye(len(kernel))
@@ -80,7 +83,9 @@ def zoom_matrix(size: int, factor: float) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def separable(x_hwc: jax.Array, rows_kih: jax.Array, columns_kjw: jax.Array) -> jax.Array:
+def separable(
+    x_hwc: jax.Array, rows_kih: jax.Array | np.ndarray, columns_kjw: jax.Array | np.ndarray
+) -> jax.Array:
     """`sum over k of rows[k] x columns[k]^T`, each channel by itself."""
     exact = jax.lax.Precision.HIGHEST
     x_kiwc = jnp.einsum("kih,hwc->kiwc", rows_kih, x_hwc, precision=exact)

@@ -15,9 +15,9 @@ from jaxlab.data.images.corruptions.filters import (
 )
 from jaxlab.data.images.corruptions.levels import cut_off, on_unit_interval, rounded
 
-WATER = (175 / 255, 238 / 255, 238 / 255)
+WATER = np.array([175 / 255, 238 / 255, 238 / 255], np.float32)
 """Colour of water: pale turquoise."""
-MUD = (63 / 255, 42 / 255, 20 / 255)
+MUD = np.array([63 / 255, 42 / 255, 20 / 255], np.float32)
 """Colour of mud: brown."""
 EDGE_LEVELS = (50, 150)
 """Gradients from which an edge goes on, and from which it begins, in levels."""
@@ -48,10 +48,10 @@ def spatter(
     x_hwc: jax.Array,
     mean: jax.Array,
     std: jax.Array,
-    blur: tuple[jax.Array, ...],
+    blur: tuple[jax.Array, jax.Array],
     threshold: jax.Array,
     strength: jax.Array,
-    soft: tuple[jax.Array, ...],
+    soft: tuple[jax.Array, jax.Array],
     mud: jax.Array,
 ) -> jax.Array:
     """Blurred noise above a threshold is liquid: water whose drops shine at one side, or mud."""
@@ -60,12 +60,12 @@ def spatter(
     liquid_hwc = jnp.where(liquid_hwc < threshold, 0, liquid_hwc)
 
     def with_water() -> jax.Array:
-        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * np.float32(WATER)
+        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * WATER
 
     def with_mud() -> jax.Array:
         mask_hwc = separable((liquid_hwc > threshold).astype(jnp.float32), *soft)
         mask_hwc = jnp.where(mask_hwc < 0.8, 0, mask_hwc)
-        return x_hwc * (1 - mask_hwc) + mask_hwc * np.float32(MUD)
+        return x_hwc * (1 - mask_hwc) + mask_hwc * MUD
 
     return jax.lax.cond(mud, with_mud, with_water)
 
@@ -73,13 +73,13 @@ def spatter(
 def water(liquid_hw: jax.Array) -> jax.Array:
     """How much light drops of water give, in [0, 1] with a maximum of 1 (all 0 without any)."""
     h, w = liquid_hw.shape
-    box = tuple(correlation_matrix(n, [1 / 3] * 3, MIRROR)[None] for n in (h, w))
+    box_h, box_w = (correlation_matrix(n, [1 / 3] * 3, MIRROR)[None] for n in (h, w))
     levels_hw = cut_off(liquid_hw * 255).astype(jnp.int32)
     distance_hw = jnp.minimum(distance(canny(levels_hw, *EDGE_LEVELS)), FARTHEST)
-    far_hwc = cut_off(separable(distance_hw[..., None], *box)).astype(jnp.int32)
+    far_hwc = cut_off(separable(distance_hw[..., None], box_h, box_w)).astype(jnp.int32)
     even_hwc = equalise(far_hwc, FARTHEST + 1).astype(jnp.float32)
     relief_hwc = rounded(separable(even_hwc, *kernel_matrices((h, w), EMBOSS, MIRROR)))
-    relief_hwc = rounded(separable(relief_hwc.astype(jnp.float32), *box))
+    relief_hwc = rounded(separable(relief_hwc.astype(jnp.float32), box_h, box_w))
     light_hw = levels_hw * relief_hwc[..., 0].astype(jnp.float32)
     return light_hw / jnp.maximum(light_hw.max(), 1)
 

@@ -148,8 +148,8 @@ def frost_photos(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
     photos = []
     for file in files:
         try:
-            with Image.open(file) as photo:
-                whole = np.asarray(photo.convert("RGB"))
+            with Image.open(file) as image:
+                whole = np.asarray(image.convert("RGB"))
         except OSError as error:
             raise UsageError(f"frost photograph {str(file)!r} cannot be read ({error})") from error
         photos.append(whole[PHOTO_STEP // 2 :: PHOTO_STEP, PHOTO_STEP // 2 :: PHOTO_STEP])
@@ -187,6 +187,6 @@ def frost_procedural(
         (1 - jnp.abs(2 * plasma_like(k, image_hwc, decay) - 1)) ** 3
         for k, decay in zip(jax.random.split(key), (1.7, 1.4), strict=True)
     )
-    blue, white = np.float32([35, 65, 100]), np.float32([245, 250, 255])
+    blue, white = np.array([[35, 65, 100], [245, 250, 255]], np.float32)
     pattern_hwc = blue + (white - blue) * (smooth + 0.6 * rough) / 1.6
     return cut_off(kept * image_hwc + amount * pattern_hwc)
