@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Programs that are made in half of the time, and run slowly: most tests run theirs once.
@@ -23,6 +27,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from tests.forked import Python  # noqa: E402
 
 # The tiny training that tests of several rooms share; it comes after the settings of the devices.
 pytest_plugins = ["tests.toy_training"]
@@ -80,12 +86,35 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def python() -> Iterator[Python]:
+    """Runs `python ARGUMENTS` in a process of its own that need not import JAX again."""
+    python = Python()
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
     """One whole smoke run of the first experiment in a process with one device: its workdir and
-    what it said."""
-    workdir = tmp_path_factory.mktemp("smoke")
-    environment = {**os.environ, "XLA_FLAGS": QUICK}  # one device, as a laptop has
-    process = subprocess.run(
+    what it said. All workers of a run of the tests share it, and each has a copy."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    original, said = folder / "smoke_run", folder / "smoke_run.json"
+    with open(folder / "smoke_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            process = start_smoke_run(original)
+            said.write_text(json.dumps([process.returncode, process.stdout, process.stderr]))
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    if original.exists():
+        shutil.copytree(original, workdir)
+    return workdir, subprocess.CompletedProcess([], *json.loads(said.read_text()))
+
+
+def start_smoke_run(workdir: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """The command as a user types it: an interpreter of its own, with one device."""
+    return subprocess.run(
         [
             sys.executable,
             "-m",
@@ -94,9 +123,8 @@ def smoke_run(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProce
             f"--workdir={workdir}",
         ],
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    return workdir, process

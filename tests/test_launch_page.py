@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -46,20 +44,12 @@ def cluster_arguments() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", own_commands(), ids=range(len(own_commands())))
-def test_a_command_runs(command, tmp_path):
+def test_a_command_runs(command, tmp_path, python):
     words = shlex.split(command.replace(":tiny", ":smoke").replace("_every=100", "_every=2"))
     # On eight devices everything is compiled eight times over: planned, it is the step alone.
     words.append("--dry_run" if "--devices=8" in words else "--config.include_recall=false")
     words = [re.sub("^--workdir=", f"--workdir={tmp_path}/", word) for word in words]
-    environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
-    process = subprocess.run(
-        [sys.executable, *words[1:]],
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = python(*words[1:])
     assert process.returncode == 0, process.stderr
     assert process.stdout
 
@@ -74,6 +64,7 @@ def test_the_page_has_a_command_for_every_kind_of_cluster():
 )
 def test_what_a_cluster_is_told_is_understood(arguments, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(block_recurrent, "plan", lambda config: [])
     monkeypatch.setattr(sys, "argv", ["block_recurrent", *arguments, "--dry_run"])
     with pytest.raises(SystemExit) as end:
         block_recurrent.main()

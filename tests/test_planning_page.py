@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -33,21 +30,14 @@ SMALL = {
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
-def test_a_command_plans_what_it_says(command):
+def test_a_command_plans_what_it_says(command, python):
     if "--topology" in command and importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
     cheap = "--topology" not in command and "--devices" not in command
     for large, small in {} if cheap else SMALL.items():
         command = command.replace(large, small)
     words = shlex.split(command)
-    process = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
-    )
+    process = python(*words[1:])
     assert process.returncode == 0, process.stderr
     assert ("compiled for" in process.stdout) is not cheap
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -57,17 +54,9 @@ def test_a_snippet_runs(code, trained):
 
 
 @pytest.mark.parametrize("command", commands(), ids=range(len(commands())))
-def test_a_command_runs(command, trained):
+def test_a_command_runs(command, trained, python):
     words = shlex.split(command.replace(":tiny", ":smoke").replace("steps=500", "steps=4"))
-    # One device, as a laptop has, and programs that compile fast and run slowly.
-    environment = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
-    process = subprocess.run(
-        [sys.executable, *words[1:]],
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = python(*words[1:], cwd=trained)
     assert words[0] == "python" and process.returncode == 0, process.stderr
     assert process.stdout
 
