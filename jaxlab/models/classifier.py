@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class Classifier(nnx.Module):
     """
 
     config_class: ClassVar[type[ClassifierConfig]]
+    if TYPE_CHECKING:
+        head: nnx.LinearGeneral
 
     def __init__(self, config: ClassifierConfig):
         self.config = config
@@ -74,7 +76,8 @@ class Classifier(nnx.Module):
     def from_config(cls, values: Mapping[str, Any], *, rngs: nnx.Rngs | None = None) -> Self:
         """Builds the model from the dict form of its config (`core.to_dict`)."""
         config = from_dict(cls.config_class, values)
-        return cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+        make: Callable[..., Self] = cls  # each model takes its config and rngs
+        return make(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
 
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
         """Logits of images.

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxlab.core import UsageError, View, constrain
 from jaxlab.nn import Cursor
 
+if TYPE_CHECKING:
+    from jaxlab.models.transformer_lm import TransformerLMConfig
+
 Cache = dict[str, Any]
 
 
-class Decoding:
+class Decoding(nnx.Module):
     """What `TransformerLM` inherits to generate text.
 
     A cache is `{'position': int32 [b], 'length': int32 [b], 'blocks': {layer: cache}}`, see
     `nn.Cursor`. With a window its size does not depend on the length of the text. In a cache
     every row has block borders of its own, counted from where it started.
     """
+
+    if TYPE_CHECKING:  # what `TransformerLM` brings along
+        config: TransformerLMConfig
+        dtype: Any
+        embedding: Any
+        positions: nnx.Param | None
+        blocks: nnx.List
+        final_norm: Any
+        init_carry: Any
+        logits: Any
+        read: Any
 
     @property
     def vocab_size(self) -> int:
@@ -137,12 +152,13 @@ class Decoding:
         """
         room = self._room(cache)
         require_room(lengths_b, room, "the longest prompt has")
-        if self.config.window is None:
+        window = self.config.window
+        if window is None:
             x_bd, blocks = self._read_at_once(tokens_bt, lengths_b, cache)
             position_b = lengths_b
         else:
-            x_bd, blocks = self._read_blocks(tokens_bt, lengths_b)
-            position_b = lengths_b % self.config.window
+            x_bd, blocks = self._read_blocks(tokens_bt, lengths_b, window)
+            position_b = lengths_b % window
         cache = {"position": position_b, "length": lengths_b, "blocks": blocks}
         return within_room(self.logits(self.final_norm(x_bd)), lengths_b, room), cache
 
@@ -153,21 +169,25 @@ class Decoding:
         held = cache["blocks"]["0"]["keys"].shape[2]
         return held if self.positions is None else min(held, self.config.max_length)
 
-    def _read_at_once(self, tokens_bt, lengths_b, cache) -> tuple[jax.Array, Cache]:
+    def _read_at_once(
+        self, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
         if self.positions is not None:
             tokens_bt = tokens_bt[:, : self.config.max_length]
         x_btd, after = self.read(tokens_bt)
         return take_token(x_btd, lengths_b - 1), self._filled(cache, after, lengths_b)
 
-    def _read_blocks(self, tokens_bt, lengths_b) -> tuple[jax.Array, Cache]:
+    def _read_blocks(
+        self, tokens_bt: jax.Array, lengths_b: jax.Array, w: int
+    ) -> tuple[jax.Array, Cache]:
         """Whole blocks hand on their carry; of the last, partial one only the tokens are kept."""
-        b, w = tokens_bt.shape[0], self.config.window
+        b = tokens_bt.shape[0]
         tokens_bt = jnp.pad(tokens_bt, ((0, 0), (0, -tokens_bt.shape[1] % w)))
         carry = self.init_carry(b)
         x_bd = jnp.zeros((b, self.config.width), self.dtype)
         view = View.of(self)  # variables of the loop's own trace: `nnx.remat` wants them so
 
-        def block(j, state):
+        def block(j: jax.Array, state: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
             carry, partial, x_bd = state
             count_b = jnp.clip(lengths_b - j * w, 0, w)
             tokens_bw = jax.lax.dynamic_slice_in_dim(tokens_bt, j * w, w, axis=1)
@@ -206,8 +226,8 @@ def require_like(
     found, known = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (given, wanted))
     advice = f"start from init_{noun}({rows}) or from what the model returned"
     if found.keys() != known.keys():
-        path = jax.tree_util.keystr(min(found.keys() ^ known.keys(), key=str))
-        raise UsageError(f"the {noun} is of another model: {path} is in one alone; {advice}")
+        first = jax.tree_util.keystr(min(found.keys() ^ known.keys(), key=str))
+        raise UsageError(f"the {noun} is of another model: {first} is in one alone; {advice}")
     for path, array in found.items():
         shape, like = tuple(array.shape), known[path].shape
         if room and len(shape) == 4 and len(like) == 4 and shape[2] != like[2]:

@@ -34,7 +34,7 @@ class ModelEntry:
     """
 
     name: str
-    model: type[nnx.Module]
+    model: Callable[..., nnx.Module]
     config: Any
     inputs: Inputs
 

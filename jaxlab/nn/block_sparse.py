@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -218,12 +218,16 @@ def _product_at_blocks(
     x_bd: jax.Array, z_bf: jax.Array, *, dtype: Any, chunked: bool, **how: Any
 ) -> jax.Array:
     """The kept blocks [n, i, j] of `x.T @ z`."""
-    product = partial(_tile_product_at_blocks, chunked=chunked, **how)
+
+    def product(x_bd: jax.Array, z_bf: jax.Array) -> jax.Array:
+        return _tile_product_at_blocks(x_bd, z_bf, chunked=chunked, **how)
+
     tiles = _pieces((x_bd, z_bf), (0, 0), _TILE if chunked else None)
     if len(tiles[0]) == 1:
         return product(x_bd, z_bf).astype(dtype)
-    first = product(*(tiles_tb[0] for tiles_tb in tiles))
-    rest = tuple(tiles_tb[1:] for tiles_tb in tiles)
+    x_tbd, z_tbf = tiles
+    first = product(x_tbd[0], z_tbf[0])
+    rest = (x_tbd[1:], z_tbf[1:])
     blocks, _ = jax.lax.scan(lambda sum_, tile: (sum_ + product(*tile), None), first, rest)
     return blocks.astype(dtype)
 
@@ -313,45 +317,61 @@ def _pieces(arrays: Any, fill: tuple[int, ...], size: int | None) -> tuple[jax.A
     )
 
 
-def _shape_of_product(x: Any, blocks: Any, *, layout, transpose, dtype, chunked):
+def _shape_of_product(
+    x: Any, blocks: Any, *, layout: BlockLayout, transpose: bool, dtype: Any, chunked: bool
+) -> jax.core.ShapedArray:
     return jax.core.ShapedArray((x.shape[0], layout.shape[0 if transpose else 1]), dtype)
 
 
-def _product_by_x(ct: jax.Array, x: Any, blocks: jax.Array, *, transpose, dtype, **how):
+def _product_by_x(
+    ct: jax.Array, x: Any, blocks: jax.Array, *, transpose: bool, dtype: Any, **how: Any
+) -> jax.Array:
     return _product_p.bind(ct, blocks, transpose=not transpose, dtype=x.aval.dtype, **how)
 
 
-def _product_by_blocks(ct: jax.Array, x: jax.Array, blocks: Any, *, transpose, dtype, **how):
+def _product_by_blocks(
+    ct: jax.Array, x: jax.Array, blocks: Any, *, transpose: bool, dtype: Any, **how: Any
+) -> jax.Array:
     left, right = (ct, x) if transpose else (x, ct)
     return _at_blocks_p.bind(left, right, dtype=blocks.aval.dtype, **how)
 
 
-def _shape_at_blocks(x: Any, z: Any, *, layout, dtype, chunked):
+def _shape_at_blocks(
+    x: Any, z: Any, *, layout: BlockLayout, dtype: Any, chunked: bool
+) -> jax.core.ShapedArray:
     return jax.core.ShapedArray((len(layout.rows), layout.block, layout.block), dtype)
 
 
-def _at_blocks_by_x(ct: jax.Array, x: Any, z: jax.Array, *, dtype, **how):
+def _at_blocks_by_x(ct: jax.Array, x: Any, z: jax.Array, *, dtype: Any, **how: Any) -> jax.Array:
     return _product_p.bind(z, ct, transpose=True, dtype=x.aval.dtype, **how)
 
 
-def _at_blocks_by_z(ct: jax.Array, x: jax.Array, z: Any, *, dtype, **how):
+def _at_blocks_by_z(ct: jax.Array, x: jax.Array, z: Any, *, dtype: Any, **how: Any) -> jax.Array:
     return _product_p.bind(x, ct, transpose=False, dtype=z.aval.dtype, **how)
 
 
 def _batched_product(args: Any, axes: Any, **how: Any) -> tuple[jax.Array, int]:
     (x, blocks), (x_axis, blocks_axis) = args, axes
     if blocks_axis is not None:
-        return jax.vmap(partial(_product, **how), in_axes=tuple(axes))(x, blocks), 0
+        return jax.vmap(lambda x, y: _product(x, y, **how), in_axes=tuple(axes))(x, blocks), 0
     x_vbd = jnp.moveaxis(x, x_axis, 0)  # all of its rows meet the same blocks
     y = _product_p.bind(x_vbd.reshape(-1, x_vbd.shape[-1]), blocks, **how)
     return y.reshape(*x_vbd.shape[:2], y.shape[-1]), 0
 
 
 def _batched_at_blocks(args: Any, axes: Any, **how: Any) -> tuple[jax.Array, int]:
-    return jax.vmap(partial(_product_at_blocks, **how), in_axes=tuple(axes))(*args), 0
+    return jax.vmap(lambda x, z: _product_at_blocks(x, z, **how), in_axes=tuple(axes))(*args), 0
 
 
-def _bilinear(name, function, static, shape, by_left, by_right, batched):
+def _bilinear(
+    name: str,
+    function: Callable[..., jax.Array],
+    static: tuple[str, ...],
+    shape: Callable[..., jax.core.ShapedArray],
+    by_left: Callable[..., jax.Array],
+    by_right: Callable[..., jax.Array],
+    batched: Callable[..., tuple[jax.Array, int]],
+) -> jax.extend.core.Primitive:
     primitive = jax.extend.core.Primitive(name)
     primitive.def_impl(jax.jit(function, static_argnames=static))
     primitive.def_abstract_eval(shape)

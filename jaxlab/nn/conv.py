@@ -8,6 +8,7 @@ derivatives of every order and mode stay among the three.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -235,6 +236,7 @@ class _Form:
                 f"not fit; expected a kernel [h, w, {x.shape[3]} / groups, o]"
             )
         strides, size, window = _pair(stride, "stride"), x.shape[1:3], kernel.shape[:2]
+        pads: Any
         if padding in ("SAME", "VALID"):
             pads = tuple(lax.padtype_to_pads(size, window, strides, padding))
         elif isinstance(padding, int):
@@ -261,12 +263,13 @@ class _Form:
     @property
     def outputs(self) -> tuple[int, int]:
         """The size of the outputs."""
-        return tuple(
+        height, width = (
             (n + sum(pads) - k) // s + 1
             for n, pads, k, s in zip(
                 self.size, self.padding, self.window, self.strides, strict=True
             )
         )
+        return height, width
 
     @property
     def is_disjoint(self) -> bool:
@@ -364,7 +367,7 @@ def _kernel_by_strips(x: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
     (h, w), i, o = form.window, x.shape[3], y.shape[3]
     k = _sum_over_images(lambda x, y: (_strips(x, form), y.reshape(-1, STRIP * o)), x, y)
     k = k.reshape(h, STRIP - 1 + w, i, STRIP, o)
-    return sum(k[:, n : n + w, :, n] for n in range(STRIP))
+    return functools.reduce(jnp.add, (k[:, n : n + w, :, n] for n in range(STRIP)))
 
 
 def _sum_over_images(
@@ -500,7 +503,7 @@ def _batched(
     return y.reshape(*y.shape[:outer], n, y.shape[outer] // n, *y.shape[outer + 1 :]), outer
 
 
-_output = bilinear(
+_output: Callable[..., jax.Array] = bilinear(
     "conv",
     _output_on_cpu,
     shape=lambda x, k, form: (x.shape[0], *form.outputs, k.shape[3]),
@@ -508,7 +511,7 @@ _output = bilinear(
     by_second=lambda y, x, k, form: _kernel(x, y, form=form),
     batched=lambda xk, axes, form: _batched(_output, xk, axes, ((0, 0), (3, 3)), form),
 )
-_input = bilinear(
+_input: Callable[..., jax.Array] = bilinear(
     "conv_input",
     _input_on_cpu,
     shape=lambda y, k, form: (y.shape[0], *form.size, k.shape[2]),
@@ -516,7 +519,7 @@ _input = bilinear(
     by_second=lambda x, y, k, form: _kernel(x, y, form=form),
     batched=lambda yk, axes, form: _batched(_input, yk, axes, ((0, 0), (2, 3)), form),
 )
-_kernel = bilinear(
+_kernel: Callable[..., jax.Array] = bilinear(
     "conv_kernel",
     _kernel_on_cpu,
     shape=lambda x, y, form: (*form.window, x.shape[3], y.shape[3]),
