@@ -49,6 +49,7 @@ from jaxlab.core.predictions import Predictions as Predictions
 from jaxlab.core.predictions import require_labels as require_labels
 from jaxlab.core.processes import MainProcessError as MainProcessError
 from jaxlab.core.processes import fetch_local_rows as fetch_local_rows
+from jaxlab.core.processes import from_main_process as from_main_process
 from jaxlab.core.processes import gather as gather
 from jaxlab.core.processes import is_main_process as is_main_process
 from jaxlab.core.processes import local_rows as local_rows

@@ -80,6 +80,15 @@ def on_main_process(function: Callable[[], T]) -> T | None:
     return result
 
 
+def from_main_process(function: Callable[[], T]) -> T:
+    """Calls a function on the main process alone, and returns its result on every process.
+
+    Args:
+      function: returns plain JSON; what it raises is raised as by `on_main_process`.
+    """
+    return gather(on_main_process(function))[0]
+
+
 def local_rows(batch_size: int, mesh: Mesh, rules: Rules = RULES) -> tuple[int, ...]:
     """Returns the rows of a batch that the devices of this process hold, in ascending order.
 
