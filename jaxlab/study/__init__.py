@@ -1,12 +1,53 @@
-"""What every experiment shares: the command line, config files, commands that repeat a run."""
+"""What experiments share: trainings, measurements by seed, claims, a page, the command line."""
 
 from __future__ import annotations
 
+from jaxlab.study.claims import above as above
+from jaxlab.study.claims import below as below
+from jaxlab.study.command_line import Results as Results
 from jaxlab.study.command_line import main as main
 from jaxlab.study.connect import connect as connect
+from jaxlab.study.measuring import Measurements as Measurements
+from jaxlab.study.measuring import Rows as Rows
+from jaxlab.study.measuring import measure as measure
+from jaxlab.study.page import Bars as Bars
+from jaxlab.study.page import Lines as Lines
+from jaxlab.study.page import Page as Page
 from jaxlab.study.repeat import python_command as python_command
 from jaxlab.study.repeat import repeat_command as repeat_command
 from jaxlab.study.repeat import values_of as values_of
 from jaxlab.study.repeat import with_command as with_command
+from jaxlab.study.sharing import Share as Share
+from jaxlab.study.sharing import Unfinished as Unfinished
+from jaxlab.study.sharing import use_share as use_share
+from jaxlab.study.training import Training as Training
+from jaxlab.study.training import check as check
+from jaxlab.study.training import describe as describe
+from jaxlab.study.training import fit as fit
+from jaxlab.study.training import open_record as open_record
 
-__all__ = ["connect", "main", "python_command", "repeat_command", "values_of", "with_command"]
+__all__ = [
+    "Bars",
+    "Lines",
+    "Measurements",
+    "Page",
+    "Results",
+    "Rows",
+    "Share",
+    "Training",
+    "Unfinished",
+    "above",
+    "below",
+    "check",
+    "connect",
+    "describe",
+    "fit",
+    "main",
+    "measure",
+    "open_record",
+    "python_command",
+    "repeat_command",
+    "use_share",
+    "values_of",
+    "with_command",
+]

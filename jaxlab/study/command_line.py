@@ -19,6 +19,7 @@ find each other. Only the main process prints.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import pathlib
@@ -26,7 +27,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,11 +43,12 @@ from jaxlab.core import (
     is_main_process,
     nearest,
     num_processes,
+    on_main_process,
     to_dict,
     use_devices,
 )
 from jaxlab.planning.pods import MAX_VIRTUAL, Pod, tpu_pod, virtual_pod
-from jaxlab.results import Record
+from jaxlab.results import Claim, Record
 from jaxlab.study.config_files import (
     load_variants,
     resolve_config,
@@ -54,6 +56,11 @@ from jaxlab.study.config_files import (
     split_variant,
 )
 from jaxlab.study.connect import RUN_AGAIN, connect, leave, quiet_unless_main
+from jaxlab.study.page import Page, closing_words, write_page
+from jaxlab.study.repeat import repeat_command, values_of, with_command
+from jaxlab.study.sharing import Unfinished, parse_share, use_share
+from jaxlab.study.training import Training, check, describe
+from jaxlab.train import MAY_CHANGE
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
@@ -107,6 +114,14 @@ FLAGS = (
     ),
     (flags.DEFINE_integer, "process_id", None, "The number of this one, from 0."),
     (
+        flags.DEFINE_string,
+        "share",
+        None,
+        "INDEX/COUNT, such as 3/64: one of COUNT processes that take the trainings of one workdir "
+        "between them; none: no sharing. Set by itself in SLURM arrays and Kubernetes indexed "
+        "jobs.",
+    ),
+    (
         flags.DEFINE_integer,
         "heartbeat_timeout",
         60,
@@ -138,36 +153,61 @@ SAMPLE_FLAGS = {
 NO_DEFAULT = (None, False, [])  # not worth a word in --help
 
 
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a study found.
+
+    Attributes:
+      claims: the paper's, with what was measured; those that do not hold too.
+      numbers: by `split/name`, a number or a group of them by name.
+    """
+
+    claims: Sequence[Claim]
+    numbers: Mapping[str, Any]
+
+
+Run = Callable[[Any, Record], Results | None]
+"""`run(config, record)`: trains and measures. Where it returns nothing, nothing is written."""
+
+
 def main(
-    run: Callable[[Any, Record], None],
+    run: Run,
     *,
-    plan: Callable[[Any, Pod | None], Iterable[str]] | None = None,
+    page: Callable[[Record, Mapping[str, Any]], Page] | None = None,
+    trainings: Callable[[Any], Sequence[Training]] | None = None,
+    grows: Sequence[str] = (),
+    train_sections: Sequence[str] = ("train",),
     sample: Callable[..., None] | None = None,
     sample_flags: Mapping[str, SampleFlag] | None = None,
     paper: str = "",
-    ignore: Sequence[str] = (),
     doc: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Runs an experiment as its command line says, and exits.
 
     Args:
-      run: `run(config, record)`; it resumes what lies in the record's workdir.
-      plan: `plan(config, pod)` gives the lines that `--dry_run` prints after the config; the pod
-        is what `--topology` or `--devices` names, see `describe`.
+      run: see `Run`; it resumes what is in the record's workdir.
+      page: `page(record, numbers)` makes the report of a complete study.
+      trainings: all trainings of a config: checked before the first step of any, and described by
+        `--dry_run`.
+      grows: dotted config fields that only choose which trainings there are, such as `num_seeds`:
+        a workdir goes on with other values of them.
+      train_sections: the dotted fields that hold a `TrainConfig`, whose `MAY_CHANGE` may change.
       sample: `sample(record, prompt, **sample_flags)`, called on a trained workdir for `--sample`.
       sample_flags: flags of `sample` with their defaults, such as `{'temperature': 1.0}`. With a
         tuple of strings as default the flag may be given several times, and `\\n`, `\\t` and `\\\\`
         in it stand for a newline, a tab and a backslash.
       paper: the source, with its arXiv id, for the record.
-      ignore: dotted config fields that may change when a workdir is taken up again.
       doc: what `--help` prints first; by default the docstring of the module of `run`.
       argv: arguments, by default those of the process.
 
     Raises:
       SystemExit: always, with the exit code described above.
     """
-    command = Command(run, plan, sample, sample_flags or {}, paper, tuple(ignore), doc)
+    may_change = [f"{section}.{field}" for section in train_sections for field in MAY_CHANGE]
+    command = Command(
+        run, page, trainings, sample, sample_flags or {}, paper, (*grows, *may_change), doc
+    )
     sys.exit(command(sys.argv[1:] if argv is None else argv))
 
 
@@ -176,16 +216,18 @@ class Command:
 
     def __init__(
         self,
-        run: Callable[[Any, Record], None],
-        plan: Callable[[Any, Pod | None], Iterable[str]] | None,
+        run: Run,
+        page: Callable[[Record, Mapping[str, Any]], Page] | None,
+        trainings: Callable[[Any], Sequence[Training]] | None,
         sample: Callable[..., None] | None,
         sample_flags: Mapping[str, SampleFlag],
         paper: str,
-        ignore: tuple[str, ...],
+        may_change: tuple[str, ...],
         doc: str | None,
     ):
-        self._run, self._plan, self._sample = run, plan, sample
-        self._sample_flags, self._paper, self._ignore = dict(sample_flags), paper, ignore
+        self._run, self._page, self._trainings, self._sample = run, page, trainings, sample
+        self._sample_flags, self._paper = dict(sample_flags), paper
+        self._may_change = may_change
         self._file = pathlib.Path(inspect.getfile(run))
         self._doc = doc or inspect.getdoc(inspect.getmodule(run)) or ""
 
@@ -243,9 +285,29 @@ class Command:
             variant=variant,
             paper=self._paper,
             config=to_dict(config),
-            ignore=self._ignore,
+            ignore=self._may_change,
         )
-        self._run(config, record)
+        share = parse_share(found.share) if found.share or num_processes() == 1 else None
+        with use_share(share):
+            self._complete(config, record, found.config)
+
+    def _complete(self, config: Any, record: Record, config_flag: str) -> None:
+        path, _ = split_variant(config_flag)
+        command = repeat_command(record, path)
+        if not record.complete:
+            if self._trainings is not None:
+                check(self._trainings(config), record)
+            try:
+                results = self._run(config, record)
+            except Unfinished as unfinished:
+                print(unfinished)
+                return
+            if results is not None:
+                record.write_results(results.claims, with_command(results.numbers, command))
+        if self._page is not None and record.complete:
+            page = self._page(record, values_of(record.results["numbers"]))
+            on_main_process(lambda: write_page(record, page, {"the whole run": command}))
+            print(closing_words(record, page))
 
     def _samples(self, found: flags.FlagValues) -> bool:
         return self._sample is not None and found.sample is not None
@@ -279,7 +341,7 @@ class Command:
     def _print_plan(self, config: Any, pod: Pod | None) -> None:
         for path, value in flatten(to_dict(config)).items():
             print(f"{path.replace('/', '.')} = {value!r}")
-        if self._plan is None:
+        if self._trainings is None:
             if pod is not None:
                 raise UsageError(
                     f"this experiment has no plan to make for {pod.name}; leave --topology and "
@@ -290,7 +352,7 @@ class Command:
         if pod is not None:
             planned_for = use_devices(pod.devices, pod.platform)
         with planned_for:
-            print("", *self._plan(config, pod), sep="\n")
+            print("", *describe(self._trainings(config), pod), sep="\n")
 
     def _help(self, found: flags.FlagValues) -> str:
         path = self._config_file()

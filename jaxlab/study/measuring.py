@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -112,9 +111,7 @@ def measure(
     )
 
 
-def _measure_one(
-    training: Training, record: Record, wanted: Measurements, settings: Any
-) -> None:
+def _measure_one(training: Training, record: Record, wanted: Measurements, settings: Any) -> None:
     view = fit(training, record)
     path = record.workdir / training.folder / FILE
     values = dict(from_main_process(lambda: _read(path, settings)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlab.core import flatten, to_dict
 from jaxlab.results import Record
+from jaxlab.study.config_files import load_variants
 
 
 def python_command() -> str:
@@ -19,30 +21,29 @@ def python_command() -> str:
 
 
 def repeat_command(
-    record: Record,
-    variants: Mapping[str, Callable[[], Any]],
-    default: str,
-    workdir: str = "runs/again",
+    record: Record, config_file: str | os.PathLike[str], workdir: str = "runs/again"
 ) -> str:
-    """The command line that runs the config of `record` once more, in another workdir.
+    """The command line that runs the config of `record` again, in another workdir.
 
     Args:
       record: its variant names the config to begin with; fields that differ from it are set.
-      variants: those of the experiment's config file.
-      default: begin with this one where the variant is not among them.
-      workdir: where.
+      config_file: the file with the experiment's `VARIANTS`; where the record's variant is not
+        among them, the file's default is the one to begin with.
+      workdir: the other workdir.
     """
+    path = pathlib.Path(config_file)
+    variants, default = load_variants(path)
     variant = record.variant if record.variant in variants else default
-    begin = flatten(to_dict(variants[variant]()))
+    begin = {} if variant is None else flatten(to_dict(variants[variant]()))
     fields = [
         f"--config.{path.replace('/', '.')}={_as_text(value)}"
         for path, value in flatten(record.config).items()
-        if begin[path] != value
+        if path not in begin or begin[path] != value
     ]
     parts = [
         "-m",
         f"experiments.{record.experiment}",
-        f"--config=configs/{record.experiment}.py:{variant}",
+        f"--config={_near(path)}" + (f":{variant}" if variant else ""),
         f"--workdir={workdir}",
         *fields,
     ]
@@ -73,6 +74,12 @@ def values_of(numbers: Mapping[str, Any]) -> dict[str, Any]:
         name: value["value"] if "value" in value else values_of(value)
         for name, value in numbers.items()
     }
+
+
+def _near(path: pathlib.Path) -> str:
+    """The path from here, where it is below here."""
+    near = os.path.relpath(path)
+    return os.fspath(path) if near.startswith(os.pardir) else near
 
 
 def _as_text(value: Any) -> str:
