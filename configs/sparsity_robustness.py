@@ -8,7 +8,6 @@ compilation; where none is told, none was measured.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from jaxlab.core import MeshConfig, UsageError
 from jaxlab.data import ImageSet, channel_statistics, corruptions, open_images
+from jaxlab.evals import Stress
 from jaxlab.models import classifier_config
 from jaxlab.train import OptimizerConfig, TrainConfig
 
@@ -85,51 +85,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class StressConfig:
-    """What trained nets are tested under.
-
-    Attributes:
-      noise: standard deviation of noise on pixels, of images in [0, 1].
-      corruptions: such as `contrast/4`, name and severity.
-      eps: largest change of a pixel by FGSM and PGD, of images in [0, 1].
-      steps: of PGD.
-      relative: weights w become `w (1 + relative e)`, e standard normal.
-      rms: or `w + rms * rms_l e`, with `rms_l` the root mean square of layer l.
-      worst: or move by this share of each layer's norm where the loss grows most.
-      draws: of each noise on weights.
-    """
-
-    noise: float = 0.2
-    corruptions: tuple[str, ...] = ("contrast/4",)
-    eps: float = 0.05
-    steps: int = 20
-    relative: float = 0.5
-    rms: float = 0.5
-    worst: float = 0.02
-    draws: int = 5
-
-    def __post_init__(self):
-        for spec in self.corruptions:
-            name, _, severity = spec.partition("/")
-            corruptions.make(name, int(severity) if severity.isdigit() else 0, any_size=True)
-        # Before anything is trained, and not when the first net is tested.
-        for name, most in {
-            "noise": math.inf,
-            "eps": 1,
-            "relative": math.inf,
-            "rms": math.inf,
-            "worst": 1,
-        }.items():
-            value = getattr(self, name)
-            if not 0 <= value <= most or not math.isfinite(value):
-                way_out = "; levels are written as 8 / 255, 0.0314" if name == "eps" else ""
-                upto = f" to {most}" if most == 1 else " or more"
-                raise UsageError(f"stress.{name}={value:g}; expected 0{upto}{way_out}")
-        if min(self.steps, self.draws) < 1:
-            raise UsageError(f"steps={self.steps} and draws={self.draws}; expected 1 or more")
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """The study: one dense net, and sparse ones of its capacity or of less.
 
@@ -167,7 +122,7 @@ class Config:
     claimed: float = 0.05
     margin: float = 0.01
     data: DataConfig = DataConfig()
-    stress: StressConfig = StressConfig()
+    stress: Stress = Stress()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
@@ -264,7 +219,7 @@ def cifar10() -> Config:
             image_shape=(32, 32, 3),
             num_classes=10,
         ),
-        stress=StressConfig(
+        stress=Stress(
             noise=0.1,
             corruptions=("contrast/4", "gaussian_blur/5", "fog/4"),
             eps=2 / 255,
@@ -297,7 +252,7 @@ def smoke() -> Config:
         num_seeds=1,
         claimed=0.3,
         data=dataclasses.replace(base.data, train_images=64, test_images=32),
-        stress=StressConfig(steps=2, draws=2),
+        stress=Stress(steps=2, draws=2),
         train=dataclasses.replace(base.train, steps=4, batch_size=16, log_every=2, save_every=4),
     )
 
@@ -332,7 +287,7 @@ def paper() -> Config:
             image_shape=(32, 32, 3),
             num_classes=10,
         ),
-        stress=StressConfig(noise=0.1, corruptions=severe, eps=2 / 255, relative=0.2, rms=0.2),
+        stress=Stress(noise=0.1, corruptions=severe, eps=2 / 255, relative=0.2, rms=0.2),
         train=TrainConfig(
             steps=78_125,
             batch_size=128,

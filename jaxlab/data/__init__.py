@@ -17,6 +17,7 @@ from jaxlab.data.images import corrupted as corrupted
 from jaxlab.data.images import corrupted_sets as corrupted_sets
 from jaxlab.data.images import corruptions as corruptions
 from jaxlab.data.images import digits as digits
+from jaxlab.data.images import image_batch_shapes as image_batch_shapes
 from jaxlab.data.images import image_batches as image_batches
 from jaxlab.data.images import images_fingerprint as images_fingerprint
 from jaxlab.data.images import open_images as open_images
@@ -50,6 +51,7 @@ from jaxlab.data.text import open_source as open_source
 from jaxlab.data.text import open_tokenizer as open_tokenizer
 from jaxlab.data.text import source_fingerprint as source_fingerprint
 from jaxlab.data.text import split as split
+from jaxlab.data.text import token_batch_shapes as token_batch_shapes
 from jaxlab.data.text import walk as walk
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "digits",
     "epoch_order",
     "find_invalid_utf8",
+    "image_batch_shapes",
     "image_batches",
     "images_fingerprint",
     "join_states",
@@ -100,6 +103,7 @@ __all__ = [
     "open_tokenizer",
     "source_fingerprint",
     "split",
+    "token_batch_shapes",
     "unit_images",
     "walk",
 ]

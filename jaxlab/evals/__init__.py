@@ -30,6 +30,7 @@ from jaxlab.evals.paired import mean_scores as mean_scores
 from jaxlab.evals.paired import word_perplexity_difference as word_perplexity_difference
 from jaxlab.evals.prediction import predict as predict
 from jaxlab.evals.recall import accuracy_by_block as accuracy_by_block
+from jaxlab.evals.stress import Stress as Stress
 from jaxlab.evals.weight_noise import WeightNoiseCurve as WeightNoiseCurve
 from jaxlab.evals.weight_noise import kept_kernels as kept_kernels
 from jaxlab.evals.weight_noise import perturb_weights as perturb_weights
@@ -41,6 +42,7 @@ __all__ = [
     "CardRow",
     "DocumentScores",
     "RobustnessCard",
+    "Stress",
     "WeightNoiseCurve",
     "accuracy_by_block",
     "attack_accuracy",

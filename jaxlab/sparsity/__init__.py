@@ -7,6 +7,7 @@ from jaxlab.sparsity.capacity import CapacityMatch as CapacityMatch
 from jaxlab.sparsity.capacity import capacity_matched as capacity_matched
 from jaxlab.sparsity.config import SparsityConfig as SparsityConfig
 from jaxlab.sparsity.config import make_masks as make_masks
+from jaxlab.sparsity.config import num_weights as num_weights
 from jaxlab.sparsity.config import start_sparse as start_sparse
 from jaxlab.sparsity.densities import densities as densities
 from jaxlab.sparsity.densities import layer_densities as layer_densities
@@ -41,6 +42,7 @@ __all__ = [
     "mask_report",
     "masks",
     "masks_of",
+    "num_weights",
     "prunable",
     "rescale",
     "sparse_init",

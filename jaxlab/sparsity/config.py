@@ -270,6 +270,18 @@ class SparsityConfig:
         return {path: n for path, n in self.counts(params).items() if n < params[path].size}
 
 
+def num_weights(params: Mapping[str, Any], config: SparsityConfig | None = None) -> int:
+    """The number of weights in all prunable kernels, or of those that a config keeps in the end.
+
+    Args:
+      params: `{path: array or shape}`.
+      config: how the model is sparse; None: not at all.
+    """
+    if config is not None:
+        return sum(config.counts(params).values())
+    return sum(math.prod(params[path].shape) for path in prunable(params))
+
+
 def make_masks(
     config: SparsityConfig,
     view: View,

@@ -10,9 +10,11 @@ from jaxlab.study.connect import connect as connect
 from jaxlab.study.measuring import Measurements as Measurements
 from jaxlab.study.measuring import Rows as Rows
 from jaxlab.study.measuring import measure as measure
+from jaxlab.study.measuring import numbers_of as numbers_of
 from jaxlab.study.page import Bars as Bars
 from jaxlab.study.page import Lines as Lines
 from jaxlab.study.page import Page as Page
+from jaxlab.study.page import curves as curves
 from jaxlab.study.repeat import python_command as python_command
 from jaxlab.study.repeat import repeat_command as repeat_command
 from jaxlab.study.repeat import values_of as values_of
@@ -24,6 +26,7 @@ from jaxlab.study.training import Training as Training
 from jaxlab.study.training import check as check
 from jaxlab.study.training import describe as describe
 from jaxlab.study.training import fit as fit
+from jaxlab.study.training import is_dry_run as is_dry_run
 from jaxlab.study.training import open_record as open_record
 
 __all__ = [
@@ -40,10 +43,13 @@ __all__ = [
     "below",
     "check",
     "connect",
+    "curves",
     "describe",
     "fit",
+    "is_dry_run",
     "main",
     "measure",
+    "numbers_of",
     "open_record",
     "python_command",
     "repeat_command",

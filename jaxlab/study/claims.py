@@ -8,7 +8,9 @@ from jaxlab.results import Claim
 WITH_INTERVAL = "with its 95% interval"
 
 
-def above(claim: str, interval: Interval, bound: float = 0.0, what: str = "difference") -> Claim:
+def above(
+    claim: str, interval: Interval, bound: float = 0.0, what: str = "difference over seeds"
+) -> Claim:
     """A claim that holds if a whole interval lies above a bound.
 
     Args:
@@ -24,7 +26,9 @@ def above(claim: str, interval: Interval, bound: float = 0.0, what: str = "diffe
     return Claim(claim, expected, str(interval), interval.low > bound)
 
 
-def below(claim: str, interval: Interval, bound: float = 0.0, what: str = "difference") -> Claim:
+def below(
+    claim: str, interval: Interval, bound: float = 0.0, what: str = "difference over seeds"
+) -> Claim:
     """A claim that holds if a whole interval lies below a bound; see `above`."""
     expected = f"{what} below {bound:g}, {WITH_INTERVAL}"
     return Claim(claim, expected, str(interval), interval.high < bound)

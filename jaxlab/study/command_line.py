@@ -59,7 +59,7 @@ from jaxlab.study.connect import RUN_AGAIN, connect, leave, quiet_unless_main
 from jaxlab.study.page import Page, closing_words, write_page
 from jaxlab.study.repeat import repeat_command, values_of, with_command
 from jaxlab.study.sharing import Unfinished, parse_share, use_share
-from jaxlab.study.training import Training, check, describe
+from jaxlab.study.training import Training, check, describe, use_dry_run
 from jaxlab.train import MAY_CHANGE
 from jaxlab.train.host import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
@@ -351,7 +351,7 @@ class Command:
         planned_for = contextlib.nullcontext()
         if pod is not None:
             planned_for = use_devices(pod.devices, pod.platform)
-        with planned_for:
+        with planned_for, use_dry_run():
             print("", *describe(self._trainings(config), pod), sep="\n")
 
     def _help(self, found: flags.FlagValues) -> str:

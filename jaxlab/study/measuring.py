@@ -46,6 +46,15 @@ class Rows(Mapping[str, Sequence[Mapping[str, Any]]]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def derive(self, metric: str, function: Callable[[Mapping[str, Any]], Any]) -> Rows:
+        """The rows with one more value in each, computed from the others."""
+        return Rows(
+            {
+                name: [row if row is None else {**row, metric: function(row)} for row in rows]
+                for name, rows in self._rows.items()
+            }
+        )
+
     def values_of(self, name: str, metric: str) -> list[Any]:
         """One value for each seed of a training; NaN where it was not finite."""
         rows = self[name]
@@ -59,8 +68,49 @@ class Rows(Mapping[str, Sequence[Mapping[str, Any]]]):
 
     def difference(self, name: str, other: str, metric: str) -> Interval:
         """A training's values less another's, paired by seed: the mean with its 95% interval."""
-        pairs = zip(self.values_of(name, metric), self.values_of(other, metric), strict=True)
-        return mean_over_seeds([a - b for a, b in pairs])
+        return self.contrast({name: 1, other: -1}, metric)
+
+    def contrast(self, weights: Mapping[str, float], metric: str) -> Interval:
+        """A weighted sum of several trainings' values, paired by seed: mean and 95% interval.
+
+        `{a: 1, b: -1, c: -1, d: 1}` is a difference of differences.
+        """
+        values = [[w * v for v in self.values_of(name, metric)] for name, w in weights.items()]
+        return mean_over_seeds([sum(of_seed) for of_seed in zip(*values, strict=True)])
+
+
+def numbers_of(
+    trainings: Sequence[Training], rows: Rows, baseline: str | None = None
+) -> dict[str, Any]:
+    """All that was measured, as numbers of `results.json`, by `split/name` and training.
+
+    Args:
+      trainings: those of the rows.
+      rows: with scalars; other values are left out.
+      baseline: the training to which the others are compared, paired by seed.
+
+    Returns:
+      `trainings/group` and `trainings/x`; for each metric its mean with its 95% interval over
+      seeds, `[mean, low, high]`; `..._by_seed`, every value; and, with a baseline,
+      `..._over_<baseline>`, the mean difference with its interval.
+    """
+    names = [training.name for training in trainings]
+    row = rows[names[0]][0]
+    metrics = [name for name, value in row.items() if isinstance(value, float | int | None)]
+    numbers: dict[str, Any] = {
+        "trainings/group": {training.name: training.group for training in trainings},
+        "trainings/x": {training.name: training.x for training in trainings},
+    }
+    for metric in metrics:
+        numbers[metric] = {name: list(rows.mean(name, metric)) for name in names}
+        numbers[f"{metric}_by_seed"] = {name: rows.values_of(name, metric) for name in names}
+        if baseline is not None:
+            numbers[f"{metric}_over_{baseline}"] = {
+                name: list(rows.difference(name, baseline, metric))
+                for name in names
+                if name != baseline
+            }
+    return numbers
 
 
 def measure(

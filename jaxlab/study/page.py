@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxlab import results
 from jaxlab.results import Record, figures
 
@@ -77,6 +79,27 @@ class Page:
     samples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     introduction: str = ""
     hints: Sequence[str] = ()
+
+
+def curves(numbers: Mapping[str, Any], metric: str, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """The curve of each group of trainings: one metric over their places on the axis.
+
+    Args:
+      numbers: see `numbers_of`.
+      metric: by `split/name`.
+      scale: factor of the values, such as 100 for percent.
+
+    Returns:
+      By group, float64 [4, n]: x, mean, and the ends of the 95% interval, which are the mean where
+      one seed gives no interval.
+    """
+    points: dict[str, list[tuple[float, ...]]] = {}
+    for name, group in numbers["trainings/group"].items():
+        mean, low, high = numbers[metric][name]
+        ends = (mean, mean) if low is None else (low, high)
+        values = [scale * value for value in (mean, *ends)]
+        points.setdefault(group, []).append((numbers["trainings/x"][name], *values))
+    return {group: np.array(sorted(of_group), float).T for group, of_group in points.items()}
 
 
 def write_page(record: Record, page: Page, commands: Mapping[str, str]) -> None:

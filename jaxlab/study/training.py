@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,8 @@ from jaxlab.data import Stream
 from jaxlab.results import Record
 from jaxlab.train import MAY_CHANGE, Intervention, Setup, TrainConfig, make_setup, run_setup
 from jaxlab.train.state import TrainState
+
+_dry_run: contextvars.ContextVar[bool] = contextvars.ContextVar("dry_run", default=False)
 
 SETUPS = 64
 """Setups that are remembered: the trainings of one config share one, and its programs."""
@@ -95,6 +99,11 @@ class Training:
         return {name: to_dict(section) for name, section in sections.items()}
 
     @property
+    def params(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The shapes of the model's parameters, by path."""
+        return self.setup.view.params
+
+    @property
     def setup(self) -> Setup:
         """The training, planned on the present devices; one for all seeds, where they can share.
 
@@ -135,6 +144,21 @@ def _setup(key: _Key) -> Setup:
         interventions=training.interventions,
         tokens_per_step=training.tokens_per_step,
     )
+
+
+@contextlib.contextmanager
+def use_dry_run() -> Iterator[None]:
+    """Within this context trainings are only described, and `is_dry_run()` says so."""
+    token = _dry_run.set(True)
+    try:
+        yield
+    finally:
+        _dry_run.reset(token)
+
+
+def is_dry_run() -> bool:
+    """Whether trainings are only described: shapes may then stand for data that are not there."""
+    return _dry_run.get()
 
 
 def check(trainings: Sequence[Training], record: Record | None = None) -> None:

@@ -15,6 +15,7 @@ from jaxlab.data.images.image_set import channel_statistics as channel_statistic
 from jaxlab.data.images.image_specs import open_images as open_images
 from jaxlab.data.images.image_stream import ImageBatches as ImageBatches
 from jaxlab.data.images.image_stream import ImageStream as ImageStream
+from jaxlab.data.images.image_stream import image_batch_shapes as image_batch_shapes
 from jaxlab.data.images.image_stream import image_batches as image_batches
 from jaxlab.data.images.tfds_images import TfdsImages as TfdsImages
 from jaxlab.data.images.unit_images import unit_images as unit_images
@@ -32,6 +33,7 @@ __all__ = [
     "corrupted_sets",
     "corruptions",
     "digits",
+    "image_batch_shapes",
     "image_batches",
     "images_fingerprint",
     "open_images",

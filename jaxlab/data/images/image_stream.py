@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from jaxlab.data.batches import NumpyBatch, checked_rows, require_not_negative
@@ -128,6 +129,23 @@ def image_batches(
         UsageError: a batch below 1, or rows that are not in it.
     """
     return ImageBatches(images, batch_size, checked_rows(batch_size, rows))
+
+
+def image_batch_shapes(
+    batch_size: int, image_shape: Sequence[int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch of an `ImageStream`, to plan a training without its images.
+
+    Args:
+        batch_size: rows of the global batch.
+        image_shape: height, width and channels.
+
+    >>> image_batch_shapes(8, (4, 4, 1))["inputs"].shape
+    (8, 4, 4, 1)
+    """
+    labels = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    inputs = jax.ShapeDtypeStruct((batch_size, *image_shape), np.uint8)
+    return {"inputs": inputs, "targets": labels, "index": labels}
 
 
 def _batch(images: ImageSet, index: np.ndarray) -> NumpyBatch:

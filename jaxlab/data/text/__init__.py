@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxlab.data.text.documents import DocumentStream as DocumentStream
 from jaxlab.data.text.documents import join_states as join_states
+from jaxlab.data.text.documents import token_batch_shapes as token_batch_shapes
 from jaxlab.data.text.encoding import InvalidUtf8 as InvalidUtf8
 from jaxlab.data.text.encoding import check_utf8 as check_utf8
 from jaxlab.data.text.encoding import find_invalid_utf8 as find_invalid_utf8
@@ -53,5 +54,6 @@ __all__ = [
     "open_tokenizer",
     "source_fingerprint",
     "split",
+    "token_batch_shapes",
     "walk",
 ]

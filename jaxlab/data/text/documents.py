@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from jaxlab.core import UsageError
@@ -235,3 +236,18 @@ def join_states(states: Sequence[State]) -> State:
         require_same_stream(state, states[0]["stream"])
     rows = {row[0]: row for state in states for row in state["rows"]}
     return {**states[0], "rows": [rows[number] for number in sorted(rows)]}
+
+
+def token_batch_shapes(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch of a `DocumentStream`, to plan a training without its text.
+
+    Args:
+        batch_size: rows of the global batch.
+        length: tokens of a segment.
+
+    >>> token_batch_shapes(8, 128)["mask"].dtype
+    dtype('bool')
+    """
+    ids = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+    flags = jax.ShapeDtypeStruct((batch_size, length), np.bool_)
+    return {"inputs": ids, "targets": ids, "mask": flags, "start": flags}
