@@ -58,9 +58,7 @@ def trainings(config: Config) -> list[study.Training]:
         return data.ImageStream(opened(config.data)[0], settings.batch_size, settings.seed, rows)
 
     def net(name: str, group: str, x: float, model: Any, **masks: Any) -> study.Training:
-        sparse = sparsity.SparsityConfig(
-            method="random", density=None, init="he", allow_empty_units=True, **masks
-        )
+        sparse = {"density": None, "init": "he", "allow_empty_units": True} | masks
         return study.Training(
             name=name,
             model=model,
@@ -69,7 +67,7 @@ def trainings(config: Config) -> list[study.Training]:
             stream=stream,
             settings=config.train,
             data=config.data,
-            interventions=(sparse,) if masks else (),
+            interventions=(sparsity.SparsityConfig(**sparse),) if masks else (),
             group=group,
             x=x,
         )
@@ -141,9 +139,8 @@ def claims_of(config: Config, nets: Sequence[study.Training], rows: study.Rows) 
     for prefix, family in {"deep": "", "skips": " with layer norm and skips"}.items():
         depths = [d for d in config.depths if d > config.depth and f"{prefix}_{d}" in by_name]
         for depth in depths[-1:]:
-            is_mlp = config.classifier == "mlp"
-            what = f"{depth} hidden layers{family}" if is_mlp else f"depth {depth}"
-            claims += kept_claims(config, rows, f"{prefix}_{depth}", what)
+            what = f"{depth} hidden layers" if config.classifier == "mlp" else f"depth {depth}"
+            claims += kept_claims(config, rows, f"{prefix}_{depth}", what + family)
     if "falling_1" in by_name and config.falling_densities:
         claims += falling_claims(config, rows, density)
     return claims
