@@ -9,9 +9,12 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from configs import recall
+from configs.recall import RecallConfig
 from jaxlab.core import MeshConfig, UsageError
-from jaxlab.data import RecallTask, Source, Tokenizer, open_source, open_tokenizer, split
+from jaxlab.data import Source, Tokenizer, open_source, open_tokenizer, split
 from jaxlab.models import ROWS, SIZES, TransformerLMConfig, block_recurrent_config
+from jaxlab.study import SampleConfig
 from jaxlab.train import OptimizerConfig, TrainConfig
 
 
@@ -47,67 +50,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecallConfig:
-    """The long-range recall task, on which both kinds of models are trained from scratch.
-
-    Attributes:
-      task: the sequences; a block is one window of the models.
-      model: the block-recurrent model; the windowed one has `baseline_layers` more, as on text.
-      train: for both; every sequence is read at once, from its start.
-      num_seeds: trainings of each model, with `train.seed` and the numbers after it.
-      eval_sequences: fresh sequences of the evaluation.
-      eval_blocks: their length, a multiple of `task.num_blocks`: they are read in segments of
-        that many blocks, each with the carry of the one before, which training never showed.
-    """
-
-    task: RecallTask = RecallTask()
-    model: TransformerLMConfig = TransformerLMConfig()
-    train: TrainConfig = TrainConfig()
-    num_seeds: int = 1
-    eval_sequences: int = 512
-    eval_blocks: int = 24
-
-    def __post_init__(self):
-        if self.task.block != self.model.window:
-            raise UsageError(
-                f"recall.task.block={self.task.block} differs from recall.model.window="
-                f"{self.model.window}; set both to one number"
-            )
-        if self.model.vocab_size < self.task.vocab_size:
-            raise UsageError(
-                f"recall.model.vocab_size={self.model.vocab_size} is below the "
-                f"{self.task.vocab_size} ids of the task; set it to that"
-            )
-        if self.eval_blocks < 1 or self.eval_blocks % self.task.num_blocks:
-            raise UsageError(
-                f"recall.eval_blocks={self.eval_blocks}; expected a multiple of "
-                f"recall.task.num_blocks={self.task.num_blocks}"
-            )
-        if min(self.eval_sequences, self.num_seeds) < 1:
-            raise UsageError(
-                f"recall.eval_sequences={self.eval_sequences} and num_seeds={self.num_seeds}; "
-                "expected 1 or more"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """The sample in the report.
-
-    Attributes:
-      prompt: text to continue; empty begins a document.
-      num_tokens: length of the continuation.
-      temperature: 0 takes the likeliest token.
-      top_p: nucleus; 1 keeps all tokens.
-    """
-
-    prompt: str = "import "
-    num_tokens: int = 512
-    temperature: float = 0.8
-    top_p: float = 0.95
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """The study: language models of one cost on one text, and the recall task.
 
@@ -120,7 +62,8 @@ class Config:
       num_seeds: trainings of each model, with `train.seed` and the numbers after it.
       data, train: for all models; those of one seed see the same text in the same order.
       include_recall: whether the recall task is part of the run.
-      recall, sample: see there.
+      recall: see `configs/recall.py`.
+      sample: see there.
 
     Raises:
       UsageError: parts that do not fit each other.
@@ -133,9 +76,7 @@ class Config:
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     include_recall: bool = True
-    recall: RecallConfig = RecallConfig(
-        model=TransformerLMConfig(window=16), task=RecallTask(block=16)
-    )
+    recall: RecallConfig = RecallConfig()
     sample: SampleConfig = SampleConfig()
 
     def __post_init__(self):
@@ -178,13 +119,6 @@ class Config:
         return tokenizer
 
 
-def windowed(model: TransformerLMConfig, more_layers: int) -> TransformerLMConfig:
-    """The sliding-window model: no recurrence, and so many more layers."""
-    return dataclasses.replace(
-        model, recurrent_layers=(), state_readers=(), depth=model.depth + more_layers
-    )
-
-
 def tiny() -> Config:
     """Both models on the standard library's source, and recall: about 20 minutes on two cores."""
     # Width, heads and S = W keep the paper's proportions at an eighth of its width; the recurrent
@@ -217,42 +151,12 @@ def tiny() -> Config:
                 name="adafactor", learning_rate=0.1, warmup_steps=40, momentum=0.8
             ),
         ),
-        recall=recall(),
-    )
-
-
-def recall() -> RecallConfig:
-    """One pair to remember over six blocks: solved in 300 to 700 steps, a minute of one core."""
-    # The LSTM gate: with the fixed one, which keeps about half of the state a block, the same model
-    # answers 0.95 right in block 10 and 0.13 in block 23, as it never had to keep one for so long.
-    return RecallConfig(
-        task=RecallTask(block=16, num_blocks=6),
-        model=TransformerLMConfig(
-            vocab_size=41,
-            width=64,
-            depth=2,
-            num_heads=2,
-            mlp_dim=256,
-            window=16,
-            include_self=True,
-            recurrent_layers=(-1,),
-            num_states=8,
-            head_scale=8.0,
-            gate="lstm",
-        ),
-        num_seeds=3,
-        train=TrainConfig(
-            steps=800,
-            batch_size=16,
-            log_every=25,
-            save_every=400,
-            optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
-        ),
+        recall=recall.tiny(),
     )
 
 
 def demo() -> Config:
-    """A short cut of tiny, for `make demo`: about three minutes on two cores."""
+    """A short cut of tiny with one seed of recall, for `make demo`: about four minutes."""
     base = tiny()
     return dataclasses.replace(
         base,
@@ -268,7 +172,7 @@ def demo() -> Config:
             eval_every=None,
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=20),
         ),
-        include_recall=False,
+        recall=recall.demo(),
         sample=dataclasses.replace(base.sample, num_tokens=256),
     )
 
@@ -299,16 +203,7 @@ def smoke() -> Config:
             optimizer=dataclasses.replace(base.train.optimizer, warmup_steps=2),
         ),
         include_recall=True,
-        recall=dataclasses.replace(
-            base.recall,
-            model=dataclasses.replace(base.recall.model, width=16, depth=1, mlp_dim=128),
-            train=dataclasses.replace(
-                base.recall.train, steps=4, batch_size=2, log_every=2, save_every=4
-            ),
-            num_seeds=1,
-            eval_sequences=8,
-            eval_blocks=12,
-        ),
+        recall=recall.smoke(),
         sample=dataclasses.replace(base.sample, num_tokens=8),
     )
 
@@ -341,7 +236,7 @@ def paper() -> Config:
             ),
         ),
         include_recall=False,
-        recall=recall(),
+        recall=recall.tiny(),
         sample=SampleConfig(prompt="CHAPTER I", num_tokens=2048),
     )
 

@@ -24,8 +24,13 @@ from jaxlab.evals.documents import DocumentScores as DocumentScores
 from jaxlab.evals.documents import doubling_edges as doubling_edges
 from jaxlab.evals.documents import evaluate_documents as evaluate_documents
 from jaxlab.evals.gradient_masking import gradient_masking_checks as gradient_masking_checks
+from jaxlab.evals.held_out import HeldOutText as HeldOutText
+from jaxlab.evals.held_out import scores_from_json as scores_from_json
+from jaxlab.evals.held_out import scores_to_json as scores_to_json
 from jaxlab.evals.names import far_names as far_names
+from jaxlab.evals.paired import Difference as Difference
 from jaxlab.evals.paired import bits_per_byte_difference as bits_per_byte_difference
+from jaxlab.evals.paired import bits_per_byte_over_seeds as bits_per_byte_over_seeds
 from jaxlab.evals.paired import mean_scores as mean_scores
 from jaxlab.evals.paired import word_perplexity_difference as word_perplexity_difference
 from jaxlab.evals.prediction import predict as predict
@@ -38,6 +43,11 @@ from jaxlab.evals.weight_noise import weight_noise_curve as weight_noise_curve
 from jaxlab.evals.weight_noise import worst_case_weights as worst_case_weights
 
 __all__ = [
+    "Difference",
+    "HeldOutText",
+    "bits_per_byte_over_seeds",
+    "scores_from_json",
+    "scores_to_json",
     "Attack",
     "CardRow",
     "DocumentScores",

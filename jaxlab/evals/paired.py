@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlab.analysis import Interval, bootstrap
+from jaxlab.analysis import Interval, bootstrap, mean_over_seeds
 from jaxlab.core import UsageError
 from jaxlab.evals.documents import DocumentScores, perplexity
 
@@ -40,6 +40,46 @@ def bits_per_byte_difference(
         return nats[drawn].sum() / size[drawn].sum()
 
     return bootstrap(difference, len(size), num_samples, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Two models on the same documents, with one score for each seed: below 0 the first is ahead.
+
+    Attributes:
+      documents: of the mean over seeds, with its interval over documents.
+      seeds: the mean over paired seeds, with its interval; None with one seed.
+    """
+
+    documents: Interval
+    seeds: Interval | None
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole of each interval is."""
+        return max(i.high for i in (self.documents, self.seeds) if i is not None) < 0
+
+    def __str__(self) -> str:
+        if self.seeds is None:
+            return str(self.documents)
+        return f"{self.documents} over documents, {self.seeds} over seeds"
+
+
+def bits_per_byte_over_seeds(
+    a: Sequence[DocumentScores], b: Sequence[DocumentScores]
+) -> Difference:
+    """Bits per byte of `a` less those of `b`, each with one score for each seed.
+
+    Raises:
+      UsageError: no scores, or scores of different documents.
+    """
+    documents = bits_per_byte_difference(mean_scores(a), mean_scores(b))
+    if len(a) == 1:
+        return Difference(documents, None)
+    pairs = zip(a, b, strict=True)
+    return Difference(
+        documents, mean_over_seeds([x.bits_per_byte - y.bits_per_byte for x, y in pairs])
+    )
 
 
 def word_perplexity_difference(

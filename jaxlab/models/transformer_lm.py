@@ -150,6 +150,10 @@ class TransformerLMConfig:
         kinds |= {layer: "reader" for layer in self._layers("state_readers")}
         return tuple(kinds.get(i, "attention") for i in range(self.depth))
 
+    def build(self, rngs: nnx.Rngs) -> TransformerLM:
+        """Makes the model."""
+        return TransformerLM(self, rngs=rngs)
+
     def read_states(self) -> dict[int, int]:
         """The recurrent layer whose state each reader reads."""
         recurrent = sorted(self._layers("recurrent_layers"))

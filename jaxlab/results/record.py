@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -176,6 +177,11 @@ class Record:
             )
         steps, values = zip(*points, strict=True)
         return np.array(steps, np.int64), np.array(values, np.float64)
+
+    def median(self, name: str) -> float:
+        """The median of one metric over the run, such as `"time/step_seconds"`; NaN without any."""
+        values = [row[name] for row in self.metrics if row.get(name) is not None]
+        return float(np.median(values)) if values else math.nan
 
     @property
     def complete(self) -> bool:

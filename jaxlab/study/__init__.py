@@ -22,6 +22,18 @@ from jaxlab.study.repeat import with_command as with_command
 from jaxlab.study.sharing import Share as Share
 from jaxlab.study.sharing import Unfinished as Unfinished
 from jaxlab.study.sharing import use_share as use_share
+from jaxlab.study.text import TEXT_SAMPLE_FLAGS as TEXT_SAMPLE_FLAGS
+from jaxlab.study.text import SampleConfig as SampleConfig
+from jaxlab.study.text import loss_curves as loss_curves
+from jaxlab.study.text import score_numbers as score_numbers
+from jaxlab.study.text import state_figures as state_figures
+from jaxlab.study.text import text_figures as text_figures
+from jaxlab.study.text import text_hints as text_hints
+from jaxlab.study.text import text_sampler as text_sampler
+from jaxlab.study.text import text_tables as text_tables
+from jaxlab.study.text import text_training as text_training
+from jaxlab.study.text import training_numbers as training_numbers
+from jaxlab.study.text import write_text as write_text
 from jaxlab.study.training import Training as Training
 from jaxlab.study.training import check as check
 from jaxlab.study.training import describe as describe
@@ -36,7 +48,9 @@ __all__ = [
     "Page",
     "Results",
     "Rows",
+    "SampleConfig",
     "Share",
+    "TEXT_SAMPLE_FLAGS",
     "Training",
     "Unfinished",
     "above",
@@ -47,13 +61,23 @@ __all__ = [
     "describe",
     "fit",
     "is_dry_run",
+    "loss_curves",
     "main",
     "measure",
     "numbers_of",
     "open_record",
     "python_command",
     "repeat_command",
+    "score_numbers",
+    "state_figures",
+    "text_figures",
+    "text_hints",
+    "text_sampler",
+    "text_tables",
+    "text_training",
+    "training_numbers",
     "use_share",
     "values_of",
     "with_command",
+    "write_text",
 ]
