@@ -205,3 +205,21 @@ def entropy(weights: jax.Array) -> jax.Array:
 def rms(x_brd: jax.Array) -> jax.Array:
     """Root mean square of the states of a row, [b], in float32."""
     return jnp.sqrt(jnp.square(x_brd.astype(jnp.float32)).mean(axis=(1, 2)))
+
+
+@jax.jit
+def state_metrics(view: View, tokens_bt: jax.Array, start_bt: jax.Array) -> dict[str, jax.Array]:
+    """`state_statistics` of one segment without a past, as metrics: `state_<layer>/<statistic>`.
+
+    Args:
+      view: a stack whose `init_carry(rows)` makes its carry and whose layers have paths such as
+        `blocks/1/attention`.
+      tokens_bt, start_bt: a segment, on the devices of the view.
+    """
+    carry = view.apply(view.params, tokens_bt.shape[0], method="init_carry")
+    statistics = state_statistics(view, tokens_bt, carry, start_bt)
+    return {
+        f"state_{path.split('/')[1]}/{name}": value
+        for path, values in statistics.items()
+        for name, value in values.items()
+    }

@@ -60,7 +60,7 @@ class Rows(Mapping[str, Sequence[Mapping[str, Any]]]):
         rows = self[name]
         if metric not in rows[0]:
             raise UsageError(f"{name!r} has no {metric!r}{nearest(metric, rows[0])}")
-        return [math.nan if row[metric] is None else row[metric] for row in rows]
+        return [_with_nan(row[metric]) for row in rows]
 
     def mean(self, name: str, metric: str) -> Interval:
         """The mean over seeds, with its 95% interval by Student's t."""
@@ -159,6 +159,15 @@ def measure(
             for training in trainings
         }
     )
+
+
+def _with_nan(value: Any) -> Any:
+    """Plain JSON with NaN for `null`, which JSON has in its place."""
+    if isinstance(value, dict):
+        return {name: _with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def _measure_one(training: Training, record: Record, wanted: Measurements, settings: Any) -> None:
