@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from jaxlab.study.config_files import resolve_config, split_assignments
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = "--config=configs/block_recurrent.py:smoke"
 TEXT_ONLY = "--config.include_recall=false"
+RECURRENT, WINDOWED = "block_recurrent/seed0", "sliding_window/seed0"  # folders of trainings
 
 
 def environment() -> dict[str, str]:
@@ -74,7 +76,7 @@ def test_a_run_ends_well_and_leaves_the_files_of_the_contract(done):
     workdir, process = done
     assert process.returncode == 0, process.stderr
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file()}
-    assert {"config.json", "metrics.jsonl", "results.json", "report.html", "sample.txt"} <= files
+    assert {"config.json", "results.json", "report.html", "sample.txt"} <= files
     assert {
         f"figures/{name}.png"
         for name in (
@@ -88,13 +90,14 @@ def test_a_run_ends_well_and_leaves_the_files_of_the_contract(done):
             "state_0_size",
         )
     } <= files
-    for folder in ("", "slide", "recall", "recall_slide"):
+    for folder in (RECURRENT, WINDOWED, f"recall/{RECURRENT}", f"recall/{WINDOWED}"):
         assert (workdir / folder / "checkpoints" / "4").is_dir()
+        assert {f"{folder}/config.json", f"{folder}/measured.json"} <= files
         rows = read_metrics(workdir / folder / "metrics.jsonl")
         trained = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
         assert list(trained) == [2, 4] and np.isfinite(list(trained.values())).all()
         watched = [row["step"] for row in rows if "state_0/kept" in row]
-        assert watched == ([2, 4] if folder == "" else [])
+        assert watched == ([2, 4] if folder == RECURRENT else [])
 
 
 def test_results_have_the_schema_and_each_number_its_command(done, monkeypatch):
@@ -104,7 +107,9 @@ def test_results_have_the_schema_and_each_number_its_command(done, monkeypatch):
     assert (found["experiment"], found["variant"]) == ("block_recurrent", "smoke")
     assert "2203.07852" in found["paper"] and len(found["claims"]) == 9
     assert all(list(c) == ["claim", "expected", "measured", "holds"] for c in found["claims"])
-    leaves = [leaf for group in found["numbers"].values() for leaf in group.values()]
+    assert all(re.fullmatch(r"\w+/\w+", name) for name in found["numbers"])
+    groups = found["numbers"].values()
+    leaves = [x for g in groups for x in ([g] if "value" in g else g.values())]
     assert leaves and all(list(leaf) == ["value", "command"] for leaf in leaves)
     (command,) = {leaf["command"] for leaf in leaves}
     assert str(workdir) not in command
@@ -133,7 +138,7 @@ def test_the_command_that_repeats_a_run_sets_what_differs_from_its_variant(tmp_p
         paper="",
         config=to_dict(config),
     )
-    command = study.repeat_command(record, script.VARIANTS, script.DEFAULT)
+    command = study.repeat_command(record, "configs/block_recurrent.py")
     assignments, _ = split_assignments(shlex.split(command))
     assert assignments.keys() == fields.keys()
     assert resolve_config("configs/block_recurrent.py:smoke", assignments, "")[1] == config
@@ -142,7 +147,8 @@ def test_the_command_that_repeats_a_run_sets_what_differs_from_its_variant(tmp_p
 def test_numbers_agree_with_one_another(done):
     workdir, process = done
     numbers = study.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
-    bits, positions = numbers["bits per byte"], numbers["bits per token by position"]
+    bits = numbers["held_out/bits_per_byte"]
+    positions = numbers["held_out/bits_per_token_by_position"]
     models = {script.RECURRENT, script.WINDOWED, script.RESET, script.OTHER}
     assert bits.keys() == models | {script.XZ}
     assert positions["from"] == [0, 16, 32, 64, 128]
@@ -156,7 +162,7 @@ def test_numbers_agree_with_one_another(done):
         for i in range(3):
             assert positions[control][i] == pytest.approx(positions[script.RECURRENT][i])
         assert positions[control][3] != positions[script.RECURRENT][3]
-    assert numbers["held-out"] == {"documents": 4, "bytes": 1024}
+    assert (numbers["held_out/documents"], numbers["held_out/bytes"]) == (4, 1024)
     assert f"{bits[script.RECURRENT]:.3f}" in process.stdout and script.XZ in process.stdout
 
 
@@ -171,7 +177,7 @@ def test_the_report_tells_claims_that_do_not_hold(done):
 
 def test_a_complete_run_is_only_drawn_again(done, call):
     workdir, _ = done
-    kept = ("results.json", "metrics.jsonl", "sample.txt", "slide/metrics.jsonl")
+    kept = ("results.json", "sample.txt", *(f"{f}/metrics.jsonl" for f in (RECURRENT, WINDOWED)))
     before = {name: (workdir / name).read_bytes() for name in kept}
     picture, page = workdir / "figures" / "training.png", workdir / "report.html"
     drawn = picture.read_bytes()
@@ -222,23 +228,24 @@ def test_a_sample_from_a_folder_without_a_model_gives_one_line(done, call, tmp_p
     assert (code, out) == (2, "") and "has no config.json" in err and err.count("\n") == 1
     shutil.copy(done[0] / "config.json", tmp_path / "w")
     code, out, err = call(*argv)
-    assert (code, out) == (2, "") and "no checkpoint in" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and RECURRENT in err and err.count("\n") == 1
 
 
 def test_both_models_open_in_a_notebook(done):
     workdir, _ = done
-    model = checkpoint.load_model(workdir, TransformerLM)
-    slide = checkpoint.load_model(workdir / "slide", TransformerLM)
+    model = checkpoint.load_model(workdir / RECURRENT, TransformerLM)
+    slide = checkpoint.load_model(workdir / WINDOWED, TransformerLM)
     assert model.config == smoke().model
     assert slide.config.depth == model.config.depth + 1 and not slide.config.recurrent_layers
 
 
 def test_a_dry_run_describes_both_models_and_makes_no_workdir(call, tmp_path):
     workdir = tmp_path / "w"
-    code, out, err = call(SMOKE, "--config.train.batch_size=8", "--dry_run", f"--workdir={workdir}")
+    argv = (SMOKE, TEXT_ONLY, "--config.train.batch_size=8", "--dry_run")
+    code, out, err = call(*argv, f"--workdir={workdir}")
     assert (code, err) == (0, "") and not workdir.exists()
     lines = out.splitlines()
-    assert "train.batch_size = 8" in lines and f"{script.WINDOWED}:" in lines
+    assert "train.batch_size = 8" in lines and "sliding_window:" in lines
     assert "  steps: 4, 2,048 tokens" in lines
     assert sum(line.startswith("  parameters: ") for line in lines) == 2
 
@@ -324,12 +331,12 @@ def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(tmp_path):
     assert experiment(*forty, f"--workdir={whole}").returncode == 0
     killed = python("-c", KILLED, *forty, f"--workdir={broken}")
     assert killed.returncode == -9, killed.stderr
-    assert [p.name for p in (broken / "checkpoints").iterdir()] == ["20"]
+    assert [p.name for p in (broken / RECURRENT / "checkpoints").iterdir()] == ["20"]
     resumed = experiment(*forty, f"--workdir={broken}")
     assert resumed.returncode == 0, resumed.stderr
-    assert "block-recurrent: step 22/40" in resumed.stderr
-    assert "block-recurrent: step 20/40" not in resumed.stderr
-    for folder in ("", "slide"):
+    assert f"{RECURRENT}: step 22/40" in resumed.stderr
+    assert f"{RECURRENT}: step 20/40" not in resumed.stderr
+    for folder in (RECURRENT, WINDOWED):
         ours, theirs = (checkpoint.restore_params(w / folder) for w in (whole, broken))
         assert ours.keys() == theirs.keys()
         for path in ours:
@@ -350,4 +357,4 @@ def lines_of(path: pathlib.Path) -> list[dict]:
 def numbers_of(workdir: pathlib.Path) -> dict:
     """Numbers of the results without times."""
     numbers = study.values_of(json.loads((workdir / "results.json").read_text())["numbers"])
-    return {name: group for name, group in numbers.items() if not name.startswith("training")}
+    return {name: group for name, group in numbers.items() if not name.startswith("time/")}
