@@ -174,7 +174,7 @@ def check(trainings: Sequence[Training], record: Record | None = None) -> None:
     """
     names = collections.Counter(training.name for training in trainings)
     for name, count in names.items():
-        if count > 1 or not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name):
+        if count > 1 or not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", name):
             raise UsageError(
                 f"the study has {count} training(s) with the name {name!r}; names are folders, "
                 "each given once, of letters, digits and ._+-/"
@@ -262,6 +262,8 @@ def describe(trainings: Iterable[Training], pod: Any = None) -> list[str]:
         else the one with the most parameters.
     """
     trainings = list(trainings)
+    if not trainings:
+        return []
     chosen = trainings
     if len(trainings) > 6:
         largest = max(trainings, key=lambda each: each.setup.view.num_params)
@@ -277,7 +279,9 @@ def describe(trainings: Iterable[Training], pod: Any = None) -> list[str]:
 def _check_data(training: Training) -> None:
     mesh = make_mesh(training.settings.mesh)
     rows = local_rows(training.settings.batch_size, mesh)
-    batch = next(training.stream(training.settings, rows))
+    batch = next(training.stream(training.settings, rows), None)
+    if batch is None:
+        raise UsageError("its data hold no batch; give a stream without end")
     for name, expected in training.batch.items():
         if name not in batch:
             raise UsageError(f"its data have {sorted(batch)} and no {name!r}")

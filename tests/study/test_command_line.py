@@ -12,8 +12,11 @@ import textwrap
 import pytest
 
 from jaxlab.core import UsageError
+from jaxlab.data import image_batch_shapes
+from jaxlab.models import MLPConfig
+from jaxlab.objectives import classify
 from jaxlab.results import Record
-from jaxlab.study import main
+from jaxlab.study import Training, main
 from jaxlab.study.config_files import resolve_config, split_assignments
 from jaxlab.train import TrainingDiverged, TrainingInterrupted
 
@@ -177,7 +180,15 @@ def test_another_config_in_the_workdir_is_refused_unless_it_may_change(call, con
     assert call(*argv)[0] == 0
     code, _, err = call(*argv, "--config.train.steps=5")
     assert code == 2 and "train.steps: 1000 -> 5" in err
-    assert call(*argv, "--config.train.steps=5", ignore=("train.steps",))[0] == 0
+    assert call(*argv, "--config.train.steps=5", grows=("train.steps",))[0] == 0
+    assert call(*argv, "--config.train.steps=5", "--config.train.log_every=7")[0] == 0
+
+
+def trainings(config):
+    """One small net, whose data nobody opens."""
+    model = MLPConfig(image_shape=(4, 4, 1), num_classes=2, width=4)
+    batch = image_batch_shapes(config.train.batch_size, model.image_shape)
+    return [Training("net", model, classify, batch, raising(OSError()), config.train)]
 
 
 def test_a_dry_run_prints_and_runs_nothing(call, config, tmp_path):
@@ -186,11 +197,12 @@ def test_a_dry_run_prints_and_runs_nothing(call, config, tmp_path):
         "--config.train.steps=5",
         "--dry_run",
         run=raising(AssertionError("it ran")),
-        plan=lambda config, pod: [f"steps: {config.train.steps}"],
+        trainings=trainings,
     )
     lines = out.splitlines()
     assert code == 0 and "train.steps = 5" in lines and "train.optimizer.name = 'adamw'" in lines
-    assert lines[-1] == "steps: 5" and not (tmp_path / "w").exists()
+    assert "net:" in lines and lines[-1].startswith("  sharding:") and "  steps: 5" in lines
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_sample_is_drawn_from_the_workdir(call, config, tmp_path):
@@ -278,14 +290,15 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
         import jax
         from jaxlab.study import main
 
-        def plan(config, pod):
-            return [f"devices: {jax.device_count()}"]
+        def trainings(config):
+            print(f"devices: {jax.device_count()}")
+            return []
 
         def run(config, record):
             pass
 
         if __name__ == "__main__":
-            main(run, plan=plan)
+            main(run, trainings=trainings)
     """)
     )
     (tmp_path / "c.py").write_text(
@@ -308,4 +321,4 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "a = 1\n\ndevices: 4\n"
+    assert done.stdout == "a = 1\ndevices: 4\n\n"

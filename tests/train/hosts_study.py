@@ -92,7 +92,7 @@ def run(config: Config, record) -> None:
 
 
 def main() -> None:
-    study.main(run, ignore=[f"train.{field}" for field in train.MAY_CHANGE])
+    study.main(run)
 
 
 if __name__ == "__main__":
