@@ -89,4 +89,5 @@ def _names(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for at in CAPITAL.finditer(text)
         if (word := at.group()) in number
     ]
-    return tuple(np.array(found, np.int64).reshape(-1, 3).T)
+    spellings, begins, ends = np.array(found, np.int64).reshape(-1, 3).T
+    return spellings, begins, ends

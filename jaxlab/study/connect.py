@@ -50,20 +50,18 @@ def connect(
         return
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    settings = {
-        "initialization_timeout": start_timeout,
-        "heartbeat_timeout_seconds": heartbeat_timeout,
-    }
-    if not missing:
-        _check(str(coordinator), int(num_processes or 0), int(process_id or 0))
-        _initialize(f"the coordinator {coordinator}", **given, **settings)
+    timeouts = start_timeout, heartbeat_timeout
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _check(coordinator, num_processes, process_id)
+        where = f"the coordinator {coordinator}"
+        _initialize(where, timeouts, coordinator, num_processes, process_id)
     elif len(missing) < len(given):
         raise UsageError(
             f"{' and '.join(missing)} missing; give --coordinator=HOST:PORT, --num_processes and "
             "--process_id together, or none of them in a cluster that JAX knows"
         )
     else:
-        _initialize("the coordinator that the cluster names", **settings)
+        _initialize("the coordinator that the cluster names", timeouts)
     if jax.distributed.is_initialized():
         _end_aborts_with(_last_words)
 
@@ -106,15 +104,20 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _initialize(
     where: str,
+    timeouts: tuple[int, int],
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    **settings: int,
 ) -> None:
     method = None if coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, cluster_detection_method=method, **settings
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=method,
+            initialization_timeout=timeouts[0],
+            heartbeat_timeout_seconds=timeouts[1],
         )
     except ValueError as error:
         # No cluster was found, and none was asked for.
@@ -128,7 +131,7 @@ def _initialize(
         words = " ".join(str(error).split())[:200]
         raise UsageError(
             f"cannot join the run at {where}: {words}; start all processes within "
-            f"{settings['initialization_timeout']} s, with one coordinator that all can reach, or "
+            f"{timeouts[0]} s, with one coordinator that all can reach, or "
             "give --num_processes=1 to run alone"
         ) from None
 

@@ -22,13 +22,14 @@ def open_source(spec: str, *, data_dir: str | os.PathLike[str] | None = None) ->
 
     Args:
         spec: one of
-            `stdlib`: the source code of Python's standard library;
-            `tfds:pg19/train`: the split follows the last slash, `train` by default;
-            `text:/path/to/folder`: the `*.txt` files of a folder, or a single file;
-            `repositories:/path/to/folder:*.py,*.c`: one document per sub-folder, made of the files
-                that match a pattern after the last colon (by default all text files), see
-                `Repositories`;
-            `tex:/path/to/folder`: one document per article, see `TexArticles`.
+
+            * `stdlib`: the source code of Python's standard library;
+            * `tfds:pg19/train`: the split follows the last slash, `train` by default;
+            * `text:/path/to/folder`: the `*.txt` files of a folder, or a single file;
+            * `repositories:/path/to/folder:*.py,*.c`: one document per sub-folder, made of the
+              files that match a pattern after the last colon (by default all text files), see
+              `Repositories`;
+            * `tex:/path/to/folder`: one document per article, see `TexArticles`.
         data_dir: the folder of the `tensorflow_datasets` data sets; only for `tfds:`.
 
     Raises:
