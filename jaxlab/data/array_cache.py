@@ -1,4 +1,4 @@
-"""Arrays that are costly to make, kept in a folder that the user names."""
+"""A cache on disk of arrays that are expensive to compute."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
 """Arrays by name."""
 CONTENTS = "contents.txt"
-"""The file of an entry that says what is in it: its key, then each other file with its sum."""
+"""The file of an entry that lists its key, and the length and checksum of every other file."""
 LABEL_LENGTH = 48
-"""The most letters of a label in the name of an entry: names have an end at 255 bytes."""
+"""The longest label in an entry's name, in characters: file names are limited to 255 bytes."""
 CHUNK = 1 << 20
-"""Bytes of a file that are summed at once."""
+"""Bytes of a file to read at once for its checksum."""
 
 
 def cached_arrays(
     folder: str | os.PathLike[str] | None, label: str, key: Any, make: Callable[[], Arrays]
 ) -> Arrays:
-    """Returns `make()`, or what it returned when it was last called with the same `key`.
+    """Returns the cached arrays for `key`, or calls `make()` and caches its result.
 
-    An entry is a sub-folder `<label>-<digest of key>` with one `.npy` file an array, read as
-    read-only memory maps, and a file with the key and with the length and CRC-32 of each. It
-    appears whole or not at all, also when several processes make it at once. It is checked whenever
-    it is read: one that is damaged is made again, with a warning of one line.
+    A cache entry is a sub-folder `<label>-<digest of key>` with one `.npy` file per array, opened
+    as a read-only memory map, and a file with the key and the length and CRC-32 of each array file.
+    An entry appears atomically, even if several processes make it at once. Every read checks it; a
+    damaged entry is made again, with a one-line warning.
 
     Args:
-        folder: where entries are kept, made if it is missing; None: nowhere, `make` is called.
-        label: the readable part of an entry's name.
-        key: JSON; all that the arrays depend on.
-        make: makes the arrays; none may be of objects.
+        folder: the cache, created if missing; None: no cache, `make` is called.
+        label: the readable part of the entry's name.
+        key: JSON; everything that the arrays depend on.
+        make: makes the arrays, which must not have the dtype object.
 
     Raises:
-        WriteError: an entry that cannot be written.
+        WriteError: the entry cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -63,47 +63,47 @@ def cached_arrays(
     """
     if folder is None:
         return make()
-    told = json.dumps(key, sort_keys=True)
+    key_json = json.dumps(key, sort_keys=True)
     readable = re.sub(r"[^\w.-]+", "_", label)[:LABEL_LENGTH]
-    entry = pathlib.Path(folder).expanduser() / f"{readable}-{digest(told)}"
-    kept, damage = _read(entry, told)
-    if kept is not None:
-        return kept
+    entry = pathlib.Path(folder).expanduser() / f"{readable}-{digest(key_json)}"
+    cached, damage = _read(entry, key_json)
+    if cached is not None:
+        return cached
     if damage:
-        log.warning("the kept arrays %r are damaged and are made again (%s)", str(entry), damage)
-    made = make()
-    _write(entry, told, made)
-    kept, _ = _read(entry, told)
-    # None: another process that saw the damage too is exchanging the entry at this moment.
-    return made if kept is None else kept
+        log.warning("the cached arrays %r are damaged; making them again (%s)", str(entry), damage)
+    arrays = make()
+    _write(entry, key_json, arrays)
+    cached, _ = _read(entry, key_json)
+    # None: another process that noticed the damage is replacing the entry at this moment.
+    return arrays if cached is None else cached
 
 
-def _read(entry: pathlib.Path, told: str) -> tuple[Arrays | None, str]:
-    """The arrays of a sound entry, or None and what is wrong; `""` where there is none."""
+def _read(entry: pathlib.Path, key_json: str) -> tuple[Arrays | None, str]:
+    """Returns the arrays of a sound entry, else None and the damage (`""` for no entry)."""
     if not os.path.lexists(entry):
         return None, ""
     try:
         files = sorted(entry.glob("*.npy"))
-        said, found = (entry / CONTENTS).read_bytes().split(b"\n"), _contents(told, files)
-        if said == found:
+        listed, actual = (entry / CONTENTS).read_bytes().split(b"\n"), _contents(key_json, files)
+        if listed == actual:
             return {file.stem: np.load(file, mmap_mode="r") for file in files}, ""
     except (OSError, ValueError, EOFError) as error:
         return None, " ".join(str(error).split())
-    others = [line.decode() for line in found[1:-1] if line not in said]
-    if said[0] != found[0]:
+    unlisted = [line.decode() for line in actual[1:-1] if line not in listed]
+    if listed[0] != actual[0]:
         return None, f"another key in {CONTENTS}"
-    if others:
-        return None, f"{', '.join(others)}, where {CONTENTS} says otherwise"
-    return None, f"{CONTENTS} says more than is there"
+    if unlisted:
+        return None, f"{', '.join(unlisted)}: not what {CONTENTS} lists"
+    return None, f"a file that {CONTENTS} lists is missing"
 
 
-def _contents(told: str, files: list[pathlib.Path]) -> list[bytes]:
-    """Lines: the key, one for each file with its length and checksum, and an empty one."""
-    lines = [told]
+def _contents(key_json: str, files: list[pathlib.Path]) -> list[bytes]:
+    """Returns lines: the key, the length and checksum of each file, and an empty line."""
+    lines = [key_json]
     buffer = memoryview(bytearray(CHUNK))
     for file in sorted(files):
         checksum = num_bytes = 0
-        # Read, not mapped: a file that is cut off meanwhile is an error then, not a dead process.
+        # Read, not mapped: truncating a mapped file kills the process that reads it.
         with open(file, "rb", buffering=0) as opened:
             while count := opened.readinto(buffer):
                 checksum = zlib.crc32(buffer[:count], checksum)
@@ -112,41 +112,41 @@ def _contents(told: str, files: list[pathlib.Path]) -> list[bytes]:
     return [line.encode() for line in (*lines, "")]
 
 
-def _write(entry: pathlib.Path, told: str, arrays: Arrays) -> None:
-    """Writes beside `entry`, then renames: whoever comes second leaves what is there."""
+def _write(entry: pathlib.Path, key_json: str, arrays: Arrays) -> None:
+    """Writes next to `entry`, then renames; leaves a sound entry of another process in place."""
     scratch = entry.with_name(f".{uuid.uuid4().hex}")
     draft = scratch / "new"
     try:
         draft.mkdir(parents=True)
         files = [draft / f"{name}.npy" for name in arrays]
         for file in files:
-            with _settled(file) as opened:
-                # Given the file itself, NumPy does not say why it cannot be written.
+            with _synced(file) as opened:
+                # With the file itself, NumPy hides the reason of a failed write.
                 sink = types.SimpleNamespace(write=opened.write)
                 np.save(sink, arrays[file.stem], allow_pickle=False)
-        with _settled(draft / CONTENTS) as opened:
-            opened.write(b"\n".join(_contents(told, files)))
-        kept, _ = _read(entry, told)
-        if kept is None:
-            _exchange(draft, entry, scratch / "damaged")
+        with _synced(draft / CONTENTS) as opened:
+            opened.write(b"\n".join(_contents(key_json, files)))
+        cached, _ = _read(entry, key_json)
+        if cached is None:
+            _replace(draft, entry, scratch / "damaged")
     except OSError as error:
         raise WriteError(
-            f"kept arrays {entry.name!r}", entry.parent, error, "nothing whole there is changed"
+            f"cached arrays {entry.name!r}", entry.parent, error, "other entries are intact"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _settled(file: pathlib.Path) -> Iterator[BinaryIO]:
-    """A new file, which is on the device at the end: a full disk is told here at the latest."""
+def _synced(file: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a new file and syncs it at the end, so that a full disk is noticed here."""
     with open(file, "xb") as opened:
         yield opened
         opened.flush()
         os.fsync(opened.fileno())
 
 
-def _exchange(draft: pathlib.Path, entry: pathlib.Path, aside: pathlib.Path) -> None:
+def _replace(draft: pathlib.Path, entry: pathlib.Path, aside: pathlib.Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(entry, aside)
     try:

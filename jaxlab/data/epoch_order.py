@@ -1,4 +1,4 @@
-"""The order in which an epoch reads what there is."""
+"""The shuffled order of documents or images in an epoch."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import numpy.typing as npt
 
 
 def epoch_order(num_items: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Returns the order int64 [num_items] in which `epoch` reads documents or images."""
+    """Returns the order, int64 [num_items], in which `epoch` visits the items of a set."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_items)

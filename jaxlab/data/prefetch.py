@@ -1,4 +1,4 @@
-"""Reading ahead on one thread, with the position of what was handed out."""
+"""Prefetching on one thread, which keeps the stream position of the batches already returned."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECK_SECONDS = 1.0
-"""How often `next` looks whether the thread that it waits for is still there."""
+"""How often a waiting `next` checks that the thread is still alive."""
 
 
 class Prefetch(Generic[T]):
-    """Iterator over `transfer(next(stream))`, made ahead by one daemon thread.
+    """Iterator over `transfer(next(stream))`, computed ahead on a daemon thread.
 
-    The thread starts at once; restore the stream before. Nothing else may use the stream until
-    `close` has returned. Use as a context manager, or call `close`.
+    The thread starts at once, so restore the stream first. Nothing else may use the stream until
+    `close` has returned. Use it as a context manager, or call `close`.
 
-    What the stream or `transfer` raises comes out of `next` with a note that says at which batch.
-    A thread that is gone without an error is started again from the position behind the last batch
-    that it made, `restarts` times.
+    An error of the stream or of `transfer` is raised by `next`, with a note that names the batch.
+    If the thread dies without an error, it is restarted after the last batch it made, up to
+    `restarts` times.
 
     Args:
         stream: the batches.
-        size: how many batches are made ahead at most.
-        transfer: run on the thread for each batch, for example a copy to the devices.
-        restarts: how often a thread that died is started again.
+        size: the largest number of batches to hold ready.
+        transfer: called on the thread for each batch, for example to copy it to the devices.
+        restarts: how often a dead thread is restarted.
 
     Attributes:
-        wait_seconds: total time in which `next` waited for a batch.
+        wait_seconds: total time that `next` spent waiting for a batch.
 
     Raises:
         UsageError: `size` is below 1.
@@ -68,11 +68,11 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        """Returns the next batch, or raises what the stream or the transfer raised in its place.
+        """Returns the next batch, or raises the error of the stream or of the transfer.
 
         Raises:
             RuntimeError: after `close`.
-            UsageError: the thread died once more than it may be started again.
+            UsageError: the thread died and no restart is left.
         """
         began = time.perf_counter()
         with self._changed:
@@ -92,14 +92,14 @@ class Prefetch(Generic[T]):
         return batch
 
     def state(self) -> State:
-        """Returns the stream's state right after the last batch that was handed out."""
+        """Returns the stream's state right after the last batch that `next` returned."""
         return self._state
 
     def close(self, seconds: float | None = None) -> None:
-        """Stops the thread after the batch it is making, and waits for it; drops what is ready.
+        """Drops the ready batches, stops the thread after its current batch and waits for it.
 
         Args:
-            seconds: waits no longer than this; None waits till the end.
+            seconds: the longest time to wait; None: no limit.
         """
         with self._changed:
             self._closed = True
@@ -111,7 +111,7 @@ class Prefetch(Generic[T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Who presses Ctrl-C waits for no read that hangs.
+        # Ctrl-C must not wait for a read that hangs.
         self.close(1.0 if kind is KeyboardInterrupt else None)
 
     def _start(self) -> threading.Thread:
@@ -120,16 +120,16 @@ class Prefetch(Generic[T]):
         return thread
 
     def _restart(self) -> None:
-        """Starts the thread again where the last one had come to."""
+        """Starts a new thread after the last batch of the dead one."""
         where = f"while making batch {self._num_made + 1}"
         if not self._restarts_left:
             raise UsageError(
-                f"the data thread 'prefetch' died {where}, without an error, after it had been "
-                f"started again {self._restarts} times; look for what ends threads there, such as "
-                "a library that forks the process"
+                f"the data thread 'prefetch' died {where} without an error, after "
+                f"{self._restarts} restarts; look for something that kills threads, such as a "
+                "library that forks the process"
             )
         self._restarts_left -= 1
-        log.warning("the data thread 'prefetch' died %s, without an error; started again", where)
+        log.warning("the data thread 'prefetch' died %s without an error; restarting it", where)
         self._stream.restore(self._made)
         self._thread = self._start()
 
@@ -138,7 +138,7 @@ class Prefetch(Generic[T]):
             while self._wait_for_room():
                 batch = next(self._stream)
                 self._put(self._transfer(batch), self._stream.state())
-        except BaseException as error:  # whatever it is, the consumer must see it
+        except BaseException as error:  # the consumer must see every error
             if not isinstance(error, StopIteration):
                 error.add_note(
                     f"raised on the data thread 'prefetch' while making batch {self._num_made + 1}"

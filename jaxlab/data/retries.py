@@ -1,4 +1,4 @@
-"""Reading that outlasts a passing fault of a disk or a network, and then names what it read."""
+"""Reads that are retried when a disk or network fails for a moment."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ T = TypeVar("T")
 WAITS = (0.1, 1.0, 5.0)
 """Seconds before the second, third and fourth attempt to read a document."""
 
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def read_with_retries(read: Callable[[], T], what: str) -> T:
-    """Returns `read()`, tried again after each of `WAITS` while it raises an OSError.
+    """Returns `read()`, retrying after each of `WAITS` if it raises an OSError.
 
-    Where no waiting helps, as with a file that is gone, it is not tried again.
+    Permanent errors, such as a missing file, are not retried.
 
     Raises:
-        UsageError: it still failed; names `what`, why, and how often it was tried.
+        UsageError: the last attempt failed; names `what`, the reason and the number of attempts.
     """
     for attempt, seconds in enumerate((*WAITS, None), 1):
         try:
             return read()
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-            if seconds is None or isinstance(error, _LASTING):
+            if seconds is None or isinstance(error, _PERMANENT):
                 times = f" after {attempt} attempts" if attempt > 1 else ""
                 raise UsageError(
-                    f"{what} cannot be read{times} ({reason}); it was there when the source was "
-                    f"opened: put it back or leave it out"
+                    f"{what} cannot be read{times} ({reason}); it was readable when the source was "
+                    f"opened: restore it or leave it out"
                 ) from error
-            log.warning("%s cannot be read (%s); trying again in %g s", what, reason, seconds)
+            log.warning("%s cannot be read (%s); retrying in %g s", what, reason, seconds)
             time.sleep(seconds)
     raise AssertionError("unreachable")

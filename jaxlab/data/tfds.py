@@ -1,4 +1,4 @@
-"""Opening prepared data sets of `tensorflow_datasets` without TensorFlow."""
+"""Opening prepared `tensorflow_datasets` data sets without TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from jaxlab.core import UsageError, nearest
 
-_HOW = (
+_HOW_TO_PREPARE = (
     "prepare it once with builder.download_and_prepare(file_format='array_record'), or pass the "
     "data_dir that holds it"
 )
 
 
 def import_tfds() -> Any:
-    """Returns the package, with a way out where it is missing.
+    """Returns the package `tensorflow_datasets`.
 
     Raises:
-        UsageError: it is not installed, or what it needs is not.
+        UsageError: it or a package it needs is not installed; says what to install.
     """
     try:
         import importlib_resources  # noqa: F401  tensorflow_datasets needs it undeclared
@@ -32,11 +32,11 @@ def import_tfds() -> Any:
 
 
 def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """Returns the builder of a data set that is prepared on disk.
+    """Returns the builder of a data set that is already prepared on disk.
 
     Args:
         name: name of the data set, with an optional config and version: `pg19`, `glue/sst2`.
-        data_dir: the folder that holds the data sets; None is the default of `tensorflow_datasets`.
+        data_dir: the folder of the data sets; None: the default of `tensorflow_datasets`.
 
     Raises:
         UsageError: a package is missing; the data set does not exist or is not prepared.
@@ -44,34 +44,36 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     tfds = import_tfds()
     folder = None if data_dir is None else pathlib.Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"data_dir={str(folder)!r} is not a folder; expected the one of {name!r}")
+        raise UsageError(f"data_dir={str(folder)!r} is not a folder; pass the one with {name!r}")
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
         known = tfds.core.registered.list_imported_builders()
-        here = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder else []
+        local = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder else []
         raise UsageError(
             f"no data set {name!r} in tensorflow_datasets or in data_dir={_shown(folder)}"
-            f"{nearest(name, [*here, *known])}"
+            f"{nearest(name, [*local, *known])}"
         ) from error
     except (AssertionError, ValueError) as error:
         raise UsageError(f"data set {name!r} cannot be opened: {error}") from error
     if not builder.is_prepared():
-        raise UsageError(f"data set {name!r} is not prepared in {str(builder.data_dir)!r}; {_HOW}")
+        raise UsageError(
+            f"data set {name!r} is not prepared in {str(builder.data_dir)!r}; {_HOW_TO_PREPARE}"
+        )
     return builder
 
 
 def open_examples(builder: Any, split: str, decoders: Any = None) -> Any:
-    """Returns the examples of a split, at random access and never none.
+    """Returns the examples of a split with random access; there is at least one.
 
     Args:
-        builder: of `open_builder`.
+        builder: the result of `open_builder`.
         split: a split or a part of one: `train`, `train[:60%]`.
-        decoders: as those of `builder.as_data_source`.
+        decoders: passed to `builder.as_data_source`.
 
     Raises:
-        UsageError: a package is missing; no such split, or one without an example; files in a
-            format without random access.
+        UsageError: a package is missing; the split does not exist or is empty; the file format has
+            no random access.
     """
     splits = list(builder.info.splits)
     try:
@@ -84,7 +86,7 @@ def open_examples(builder: Any, split: str, decoders: Any = None) -> Any:
     except NotImplementedError as error:
         raise UsageError(
             f"data set {builder.name!r} in {str(builder.data_dir)!r} has the format "
-            f"{builder.info.file_format.value!r}, which cannot be read at random; {_HOW}"
+            f"{builder.info.file_format.value!r}, which has no random access; {_HOW_TO_PREPARE}"
         ) from error
     except (KeyError, ValueError, AssertionError) as error:
         whole = split.partition("[")[0]
@@ -98,9 +100,7 @@ def open_examples(builder: Any, split: str, decoders: Any = None) -> Any:
             f"{nearest(split, splits)}"
         ) from error
     if not len(examples):
-        raise UsageError(
-            f"split {split!r} of {builder.name!r} holds no example; pass another split"
-        )
+        raise UsageError(f"split {split!r} of {builder.name!r} has no examples; pass another split")
     return examples
 
 

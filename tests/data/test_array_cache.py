@@ -29,23 +29,23 @@ def test_arrays_are_made_once_for_each_key(tmp_path):
     calls = []
     for key, fill in ((["a", 1], 1), (["a", 2], 2), (["a", 1], 3)):
         arrays = cached_arrays(
-            tmp_path / "new" / "kept", "cifar10/train", key, counted(calls, fill)
+            tmp_path / "new" / "cache", "cifar10/train", key, counted(calls, fill)
         )
     assert calls == [1, 2]
     assert arrays["x"].tolist() == [[1] * 3] * 2 and arrays["labels"].tolist() == [0, 1]
     assert isinstance(arrays["x"], np.memmap)
-    entries = sorted(p.name for p in (tmp_path / "new" / "kept").iterdir())
+    entries = sorted(p.name for p in (tmp_path / "new" / "cache").iterdir())
     assert len(entries) == 2 and all(name.startswith("cifar10_train-") for name in entries)
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_without_a_folder_nothing_is_cached():
     calls = []
     for _ in range(2):
         cached_arrays(None, "x", 0, counted(calls))
     assert len(calls) == 2
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
+def test_a_failed_make_leaves_nothing_behind(tmp_path):
     def fail():
         raise KeyError("x")
 
@@ -54,7 +54,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_comes_second_takes_what_is_there(tmp_path):
+def test_the_second_of_two_writers_takes_the_entry_of_the_first(tmp_path):
     def meanwhile():
         cached_arrays(tmp_path, "x", 0, counted([], 7))
         return {"x": np.zeros(3)}
@@ -69,7 +69,7 @@ ARRAYS = {
 }
 
 
-def kept(folder):
+def cached(folder):
     return cached_arrays(folder, "x", {"v": 1}, lambda: ARRAYS)
 
 
@@ -160,38 +160,38 @@ def swap(entry):
         swap,
     ],
 )
-def test_damage_is_found_told_in_one_line_and_repaired(tmp_path, caplog, damage):
-    kept(tmp_path)
+def test_damage_is_reported_in_one_line_and_repaired(tmp_path, caplog, damage):
+    cached(tmp_path)
     whole = files_of(tmp_path)
     (entry,) = tmp_path.iterdir()
     damage(entry)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            found = kept(tmp_path)
-            assert found.keys() == ARRAYS.keys()
+            arrays = cached(tmp_path)
+            assert arrays.keys() == ARRAYS.keys()
             for name, array in ARRAYS.items():
-                np.testing.assert_array_equal(found[name], array)
-                assert isinstance(found[name], np.memmap) and not found[name].flags.writeable
+                np.testing.assert_array_equal(arrays[name], array)
+                assert isinstance(arrays[name], np.memmap) and not arrays[name].flags.writeable
     assert files_of(tmp_path) == whole and list(tmp_path.iterdir()) == [entry]
     (record,) = caplog.records
     message = record.getMessage()
-    assert f"{entry.name}' are damaged and are made again (" in message and "\n" not in message
+    assert f"{entry.name}' are damaged; making them again (" in message and "\n" not in message
 
 
-def test_no_byte_of_any_file_changes_unseen(tmp_path, caplog):
-    kept(tmp_path)
+def test_a_changed_byte_in_any_file_is_noticed(tmp_path, caplog):
+    cached(tmp_path)
     whole = files_of(tmp_path)
     places = [(path, i) for path, content in whole.items() for i in range(0, len(content), 11)]
     with caplog.at_level(logging.WARNING):
         for path, position in places:
             flip(tmp_path, path, position)
-            kept(tmp_path)
+            cached(tmp_path)
             assert files_of(tmp_path) == whole
     assert len(caplog.records) == len(places) > 40
 
 
-def test_what_cannot_be_made_again_stays_as_it_is(tmp_path):
-    kept(tmp_path)
+def test_a_damaged_entry_stays_if_it_cannot_be_made_again(tmp_path):
+    cached(tmp_path)
     (entry,) = tmp_path.iterdir()
     truncate(entry)
     before = files_of(tmp_path)
@@ -209,10 +209,10 @@ def test_arrays_of_every_shape_and_layout_come_back(tmp_path):
         "strided": np.arange(10)[::3],
     }
     for _ in range(2):
-        found = cached_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
+        cache = cached_arrays(tmp_path, "long" * 100, "k", lambda: arrays)
         for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], array)
-            assert found[name].dtype == array.dtype and found[name].shape == array.shape
+            np.testing.assert_array_equal(cache[name], array)
+            assert cache[name].dtype == array.dtype and cache[name].shape == array.shape
     with pytest.raises(ValueError, match="[Oo]bject"):
         cached_arrays(tmp_path, "x", "objects", lambda: {"x": np.array([None])})
     assert len(list(tmp_path.iterdir())) == 1
@@ -223,8 +223,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match="kept arrays 'x-.*No space left.*free some space"):
-        kept(tmp_path)
+    with pytest.raises(WriteError, match="cached arrays 'x-.*No space left.*free some space"):
+        cached(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,7 +246,7 @@ def make():
     return {"x": np.full(50_000, int(me)), "y": np.full(3, int(me))}
 
 def rename(old, new, rename=os.rename):
-    # In half of the rounds both stand before the last step at one time.
+    # In half of the rounds both processes rename at the same time.
     if str(new).startswith(f"{folder}/entry-") and i % 4 < 2:
         meet(f"renaming{i}")
     rename(old, new)
@@ -261,9 +261,9 @@ for i in range(20):
 
 
 def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
-    folder, meeting = tmp_path / "kept", tmp_path / "meeting"
+    folder, meeting = tmp_path / "cache", tmp_path / "meeting"
     meeting.mkdir()
-    # Of half of the entries both processes find a damaged one.
+    # Half of the entries are damaged for both processes.
     for i in range(0, 20, 2):
         cached_arrays(folder, "entry", i, counted([]))
     for entry in folder.iterdir():
@@ -287,7 +287,7 @@ def test_two_processes_that_write_at_once_leave_one_whole_entry(tmp_path):
         assert arrays["x"].tolist() == [arrays["y"][0]] * 50_000
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="kept arrays 'x-.* cannot be written"):
+    with pytest.raises(WriteError, match="cached arrays 'x-.* cannot be written"):
         cached_arrays(tmp_path / "file", "x", 0, counted([]))

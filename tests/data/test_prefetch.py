@@ -163,7 +163,7 @@ def test_a_thread_that_died_is_started_again_where_it_was(monkeypatch, caplog):
         assert [next(ahead) for _ in range(8)] == list(range(8))
         assert ahead.state() == {"next": 8}
     assert [r.getMessage() for r in caplog.records] == [
-        f"the data thread 'prefetch' died while making batch {n}, without an error; started again"
+        f"the data thread 'prefetch' died while making batch {n} without an error; restarting it"
         for n in (3, 6)
     ]
 
@@ -172,7 +172,9 @@ def test_a_thread_that_goes_on_dying_is_named(monkeypatch):
     monkeypatch.setattr(prefetch, "CHECK_SECONDS", 0.01)
     with Dying(Counting(), deaths=[1, 1, 1]) as ahead:
         assert next(ahead) == 0
-        with pytest.raises(UsageError, match="'prefetch' died while making batch 2, .* 2 times"):
+        with pytest.raises(
+            UsageError, match="'prefetch' died while making batch 2 .* after 2 restarts"
+        ):
             next(ahead)
 
 

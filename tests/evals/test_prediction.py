@@ -143,7 +143,7 @@ def test_shards_predict_as_one_device(view):
         ((IMAGES, None), "images without labels"),
         ((IMAGES, LABELS[:9]), r"labels of shape \(9,\) for images"),
         ((IMAGES, LABELS + 1), "label 3 of example . is out of range; expected 0 to 2"),
-        ((IMAGES, LABELS / 2), "labels of dtype float64; expected whole numbers"),
+        ((IMAGES, LABELS / 2), "labels of dtype float64; expected integers"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused_in_one_line(view, arguments, message):

@@ -263,7 +263,7 @@ def test_a_sample_with_flags_of_several_hosts_is_refused(call, done):
         (["data.source=stdlb"], "did you mean 'stdlib'?"),
         (["data.tokenizer=byte"], "did you mean 'bytes'?"),
         (["data.segment_length=100"], "nearest: 96, 112"),
-        (["data.held_out_rate=2"], "held_out_rate=2.0; expected a share between 0 and 1"),
+        (["data.held_out_rate=2"], "held_out_rate=2.0; expected a fraction between 0 and 1"),
         (["model.vocab_size=100"], "100 is below the 260 ids of tokenizer 'bytes'; set --config"),
         (["model.recurrent_layers=3"], "recurrent_layers holds 3, but depth=1"),
         (["train.optimiser.name=sgd"], "did you mean 'optimizer'?"),

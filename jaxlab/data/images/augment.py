@@ -1,9 +1,9 @@
-"""Augmentation of image batches: jitted with the training step, the same for the same key.
+"""Augmentation of image batches, jitted with the training step and deterministic given a key.
 
-An augmentation is a function `(key, batch) -> batch`. It takes `inputs` [b, h, w, c] as levels or
-floats in [0, 1] (`data.unit_images`) and gives floats in [0, 1]; other keys stay, but for those of
-`mixup`. What befalls row r depends on the key and r alone: not on the other rows, how many there
-are, or how they lie on devices.
+An augmentation is a function `(key, batch) -> batch`. It takes `inputs` [b, h, w, c] as uint8 or as
+floats in [0, 1] (`data.unit_images`) and returns floats in [0, 1]; only `mixup` changes other
+entries of the batch. How row r is augmented depends on the key and r alone, not on the other rows,
+their number or their sharding.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ OPERATIONS = (
 
 
 def augmented(objective: Objective, *augmentations: Augmentation) -> Objective:
-    """An objective that sees its batches augmented: for training, where it gets a key.
+    """Wraps an objective so that it sees augmented batches, for training.
 
     >>> from jaxlab import objectives
     >>> objective = augmented(objectives.classify, crop(padding=4), flip())
 
     Args:
-      objective: any `objective(model, batch, carry, key) -> Loss`. It gets the key as it is.
-      augmentations: run one after the other, as by `compose`, with the key `named(key, "augment")`.
+      objective: any `objective(model, batch, carry, key) -> Loss`. It gets the unchanged key.
+      augmentations: applied in order, as by `compose`, with the key `named(key, "augment")`.
 
     Returns:
-      An objective. It raises a UsageError where its key is None.
+      An objective. It raises a UsageError if its key is None.
 
     Raises:
       UsageError: no augmentation.
     """
-    change = compose(*augmentations)
+    augment = compose(*augmentations)
 
     def augmented_objective(
         model: Callable[..., Any], batch: Batch, carry: Any = None, key: jax.Array | None = None
@@ -67,13 +67,13 @@ def augmented(objective: Objective, *augmentations: Augmentation) -> Objective:
                 "augmentation needs a key and got None; pass one, or evaluate the objective "
                 "without augmentation"
             )
-        return objective(model, change(named(key, "augment"), batch), carry, key)
+        return objective(model, augment(named(key, "augment"), batch), carry, key)
 
     return augmented_objective
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
-    """One augmentation out of several, run one after the other, each with a key of its own.
+    """Returns one augmentation that applies several in order, each with its own key.
 
     Raises:
       UsageError: no augmentation.
@@ -90,14 +90,14 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 
 def crop(padding: int = 4, mode: str = "zero") -> Augmentation:
-    """Pads each image on all sides and cuts one of its own size out of it, anywhere.
+    """Pads each image on all sides and crops it back to its size at a random position.
 
     Args:
       padding: pixels on each side.
-      mode: `zero` pads with black, `reflect` with the image mirrored at its outermost pixels.
+      mode: `zero` pads with black, `reflect` mirrors the image at its outermost pixels.
 
     Raises:
-      UsageError: a padding below 1, or another mode.
+      UsageError: a padding below 1, or an unknown mode.
     """
     require_positive(padding=padding)
     modes = {"zero": "constant", "reflect": "reflect"}
@@ -114,7 +114,7 @@ def crop(padding: int = 4, mode: str = "zero") -> Augmentation:
 
 
 def flip(rate: float = 0.5) -> Augmentation:
-    """Mirrors each image left to right, with the probability `rate`.
+    """Flips each image left to right with probability `rate`.
 
     Raises:
       UsageError: a rate outside [0, 1].
@@ -129,13 +129,11 @@ def flip(rate: float = 0.5) -> Augmentation:
 
 
 def cutout(size: int, fill: float | Sequence[float] = 0.0) -> Augmentation:
-    """Fills a square around a pixel drawn anywhere; it may reach over the border.
-
-    The source is arXiv 1708.04552.
+    """Fills a square around a random pixel (arXiv 1708.04552); it may extend beyond the border.
 
     Args:
-      size: side of the square in pixels: 16 for CIFAR-10, 8 for CIFAR-100 there.
-      fill: number in [0, 1], or one a channel. There it is the mean of the data, see
+      size: side of the square in pixels; the paper uses 16 for CIFAR-10, 8 for CIFAR-100.
+      fill: a number in [0, 1], or one per channel; the paper uses the mean of the data, see
         `channel_statistics`.
 
     Raises:
@@ -156,16 +154,15 @@ def cutout(size: int, fill: float | Sequence[float] = 0.0) -> Augmentation:
 
 
 def mixup(num_classes: int, alpha: float = 0.2) -> Augmentation:
-    """Mixes each image, and its target, with those of another row (arXiv 1710.09412).
+    """Mixes each image and its target with those of another row (arXiv 1710.09412).
 
-    Row r becomes lambda_r x_r + (1 - lambda_r) x_p(r), with lambda_r ~ Beta(alpha, alpha) for each
-    row, and p a random permutation of the rows of the batch: the one thing here that depends on
-    how many there are. `targets` become probabilities float32 [b, c]; a row counts (`mask`) if
-    both do.
+    Row r becomes lambda_r x_r + (1 - lambda_r) x_p(r), with lambda_r ~ Beta(alpha, alpha) drawn per
+    row, and p a random permutation of the rows, which is the only thing here that depends on their
+    number. `targets` become probabilities float32 [b, c]; a row counts (`mask`) if both do.
 
     Args:
-      num_classes: c. Labels must lie below it.
-      alpha: above 0; the larger, the more is mixed.
+      num_classes: c; labels must be below it.
+      alpha: above 0; larger values mix more.
 
     Raises:
       UsageError: an `alpha` that is not above 0, or `num_classes` below 1.
@@ -180,11 +177,11 @@ def mixup(num_classes: int, alpha: float = 0.2) -> Augmentation:
         if targets.ndim == 1:
             targets = jax.nn.one_hot(targets, num_classes)
         keys = _row_keys(named(key, "share"), len(images))
-        share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+        weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
         other = jax.random.permutation(named(key, "partner"), len(images))
 
         def blend(values: jax.Array) -> jax.Array:
-            own = share.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
+            own = weight.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
             return own * values + (1 - own) * values[other]
 
         mixed = {**batch, "inputs": blend(images), "targets": blend(targets)}
@@ -202,24 +199,23 @@ def rand_augment(
     fill: float = 0.5,
     operations: Sequence[str] = OPERATIONS,
 ) -> Augmentation:
-    """Changes each image by operations drawn at random, all at one magnitude (arXiv 1909.13719).
+    """Applies randomly drawn operations to each image, all at one magnitude (arXiv 1909.13719).
 
-    The magnitude M goes from 0 to 10 and gives the ranges of AutoAugment (arXiv 1805.09501): turns
-    by 3 M degrees, shears by 0.03 M, moves by 0.045 M of the side, each with a random sign; color,
-    contrast, brightness and sharpness by a factor 1 +- 0.09 M; keeps 8 - 0.4 M bits; solarizes
-    what is at 256 - 25.6 M levels or above. So everything grows with M; in the authors' code
-    the factors, bits and thresholds do not. Pixels are moved to the nearest.
+    The magnitude M from 0 to 10 spans the ranges of AutoAugment (arXiv 1805.09501): rotation by
+    3 M degrees, shear by 0.03 M, translation by 0.045 M of the side, each with a random sign;
+    color, contrast, brightness and sharpness by a factor 1 +- 0.09 M; posterize keeps 8 - 0.4 M
+    bits; solarize inverts levels from 256 - 25.6 M on. Every operation gets stronger with M; in the
+    authors' code, factors, bits and thresholds do not. Geometric operations take the nearest pixel.
 
     Args:
-      num_ops: N, how many are drawn for each image, with replacement.
+      num_ops: N, the number of operations drawn per image, with replacement.
       magnitude: M.
-      fill: what is seen behind a moved image; grey as in the authors' code.
-      operations: those to draw from, of `OPERATIONS`.
+      fill: the value of pixels from outside the image; grey as in the authors' code.
+      operations: the operations to draw from, a subset of `OPERATIONS`.
 
     Raises:
       UsageError: `num_ops` below 1, a magnitude outside [0, 10], a fill outside [0, 1], an unknown
-        operation, none, or one named twice; at the first batch, images with other than 1 or 3
-        channels.
+        or repeated operation, or none; at the first batch, images without 1 or 3 channels.
     """
     require_positive(num_ops=num_ops)
     if not 0 <= magnitude <= 10:
@@ -256,8 +252,8 @@ def _operate(
 ) -> jax.Array:
     """Applies operation number `choice`.
 
-    Where images are changed all at once, every branch of a switch is computed for each of them: so
-    all that move pixels share one gather, and only their matrices are chosen.
+    Under `vmap`, every branch of a switch is computed for every image. So all geometric operations
+    share one gather, and only their matrix is chosen.
     """
     height, width, channels = x_hwc.shape
     if channels not in (1, 3):
@@ -296,9 +292,9 @@ def _operate(
 def _each(
     change: Callable[[jax.Array, jax.Array], jax.Array], *, one_by_one_on_cpu: bool = False
 ) -> Augmentation:
-    """The augmentation that changes each image with the key of its row.
+    """Returns the augmentation that applies `change` to each image with the key of its row.
 
-    With `one_by_one_on_cpu`, a CPU computes of each `lax.switch` only the branch that was drawn.
+    With `one_by_one_on_cpu`, a CPU computes only the branch of a `lax.switch` that was drawn.
     """
 
     def all_at_once(keys: jax.Array, images: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Corrupted image sets, made once and kept on disk."""
+"""Corrupted image sets, computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from jaxlab.data.images.corruptions.catalogue import KEY_KIND
 from jaxlab.data.images.image_set import ImageSet
 
 Images = TypeVar("Images", np.ndarray, ImageSet)
-"""Levels alone, or with labels: what goes in is what comes out."""
+"""An array of levels, or a labelled set; the result has the same type."""
 
 VERSION = 1
-"""Part of every entry's name: raised when a corruption comes to make other bytes."""
+"""Part of every cache key: increase it when a corruption changes its output."""
 
 
 def images_fingerprint(images_bhwc: Any) -> str:
-    """16 hex digits that change with any value, the shape or the order of images.
+    """Returns 16 hex digits that depend on the values, shape and order of images.
 
     >>> images_fingerprint(np.zeros((1, 32, 32, 3), np.uint8))
     'c3b6ea4a60c9f53a'
@@ -50,30 +50,28 @@ def corrupted(
     fingerprint: str | None = None,
     **options: Any,
 ) -> Images:
-    """A set of images with a corruption, the index of each its place in the set.
+    """Applies a corruption to a set of images; the index of an image is its position in the set.
 
-    With a folder they are kept there (`cached_arrays`), under the name of the corruption, its
-    severity, the seed and a version, and from then on read from it, mapped into memory. What is
-    damaged is made again, with a warning. The last bit of a level may depend on the kind of device
-    and the version of JAX that made them.
+    With `cache_dir`, the result is cached (`cached_arrays`) by corruption, severity, seed and
+    version, and memory-mapped from then on; a damaged entry is computed again, with a warning.
+    Levels may differ by one between kinds of devices and versions of JAX.
 
     Args:
       images: uint8 levels [n, h, w, c], or an image set.
-      name: of the corruption (`data.corruptions`).
+      name: the corruption (`data.corruptions`).
       severity: 1 to 5.
-      cache_dir: the folder, made if needed; None keeps nothing.
-      seed: of the randomness.
-      fingerprint: any text that tells the set from others; by default that of the image set, or
-        else `images_fingerprint`: both read all images.
-      **options: those of `corruptions.make`.
+      cache_dir: the cache folder, created if missing; None: no cache.
+      seed: the seed of the corruption's randomness.
+      fingerprint: any text that identifies the images; None: computed from them, which reads all.
+      **options: passed to `corruptions.make`.
 
     Returns:
-      uint8 [n, h, w, c], read-only where they are kept. Of an image set, one with the same labels
-      and classes, named `<name of the set>/<name>/<severity>`.
+      uint8 [n, h, w, c], read-only if cached; for an image set, one with the same labels and
+      classes, named `<name of the set>/<name>/<severity>`.
 
     Raises:
-      UsageError: as `corruptions.make` and the corruption.
-      WriteError: the folder takes no file.
+      UsageError: as `corruptions.make` and the corruption raise.
+      WriteError: the cache cannot be written.
 
     >>> grey = ImageSet(np.full((2, 32, 32, 3), 100, np.uint8), [0, 1], name="grey")
     >>> brighter = corrupted(grey, "brightness", 5)
@@ -98,10 +96,10 @@ def corrupted_sets(
     fingerprint: str | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, int, Images]]:
-    """Yields `(name, severity, images)` of one set with all corruptions, by default the 19 by 5.
+    """Yields `(name, severity, images)` for all corruptions of one set, by default 19 times 5.
 
-    Arguments are those of `corrupted`, and so are the images; all names and severities are checked
-    before the first set is made.
+    Arguments and images are as for `corrupted`; all names and severities are checked before the
+    first set is computed.
 
     Raises:
       UsageError: as `corrupted`.
@@ -136,7 +134,7 @@ def _corrupted(
     levels = images.images if isinstance(images, ImageSet) else np.asarray(images)
     corruption.require_images(levels)
 
-    def made() -> dict[str, np.ndarray]:
+    def compute() -> dict[str, np.ndarray]:
         return {"images": np.asarray(corruption(jax.random.key(seed, impl=KEY_KIND), levels))}
 
     key = {
@@ -149,7 +147,7 @@ def _corrupted(
         "version": VERSION,
     }
     label = f"{name}-{severity}-seed{seed}-v{VERSION}"
-    changed = cached_arrays(cache_dir, label, key, made)["images"]
+    changed = cached_arrays(cache_dir, label, key, compute)["images"]
     if not isinstance(images, ImageSet):
         return changed
     return ImageSet(

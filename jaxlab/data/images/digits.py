@@ -1,4 +1,4 @@
-"""The images that every machine has: scikit-learn's handwritten digits."""
+"""Scikit-learn's handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jaxlab.core import UsageError, nearest
 from jaxlab.data.images.image_set import ImageSet
 
 HELD_OUT_RATE = 0.2
-"""The share of the digits that is their split `test`."""
+"""The fraction of the digits in the split `test`."""
 
 
 def digits(split: str = "train") -> ImageSet:
-    """The 1,797 handwritten digits that scikit-learn brings along: 8 x 8 pixels, 10 classes.
+    """Returns scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, 10 classes.
 
-    Their 17 grey levels become round(level * 255 / 16). `train` has 1,438 and `test` 359, a split
-    of ours (`ImageSet.split` at `HELD_OUT_RATE`): all writers are in both.
+    Their 17 grey levels become round(level * 255 / 16). `train` has 1,438 images and `test` 359;
+    the split is ours (`ImageSet.split` at `HELD_OUT_RATE`), with all writers in both.
 
     Args:
         split: `train` or `test`.
 
     Raises:
-        UsageError: another split, or scikit-learn is missing.
+        UsageError: an unknown split, or scikit-learn is not installed.
     """
     splits = ("train", "test")
     if split not in splits:
@@ -47,7 +47,7 @@ def _load() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         raise UsageError(
             "package 'sklearn' is missing; to read its digits, run: pip install scikit-learn"
         )
-    # To import sklearn.datasets takes two seconds; to read the file it holds, milliseconds.
+    # Importing sklearn.datasets takes two seconds, reading its file milliseconds.
     table = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if table.is_file():
         rows = np.loadtxt(table, delimiter=",")

@@ -1,4 +1,4 @@
-"""Files of images become one array of levels, by Pillow, on a few threads."""
+"""Decoding image files into one array of levels, with Pillow on several threads."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ def decode_image(
     """Returns the levels uint8 [h, w, c] of an encoded image.
 
     Args:
-        data: a file in any format that Pillow reads.
-        what: what to call it in errors.
-        channels: 1 (grey), 3 (RGB) or 4 (with alpha), to which the image is converted; None: 1 of
-            a grey image, and 3 of one in colour.
-        size: (height, width) to which it is resized, bilinear and anti-aliased.
+        data: the content of a file in any format that Pillow reads.
+        what: the name of the image in errors.
+        channels: convert to 1 (grey), 3 (RGB) or 4 channels (with alpha); None: 1 for grey images
+            and 3 for colour.
+        size: (height, width) to resize to, bilinear with anti-aliasing.
 
     Raises:
-        UsageError: `data` is no image or damaged; it has more than 8 bits a channel, or
-            no form in grey or RGB; without
-            `channels`, it has an alpha channel.
+        UsageError: `data` is not an image or is damaged; it has more than 8 bits per channel, or is
+            neither grey nor colour; it has an alpha channel and `channels` is None.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -44,8 +43,8 @@ def decode_image(
             image: Image.Image = file
             if image.mode not in _GREY | _COLOUR | _ALPHA:
                 raise UsageError(
-                    f"{what} has the mode {image.mode!r}; expected 8 bits a channel, grey or RGB: "
-                    f"convert the file"
+                    f"{what} has the mode {image.mode!r}; expected 8 bits per channel, grey or "
+                    f"RGB: convert the file"
                 )
             mode = _MODES[channels] if channels else _native_mode(image, what)
             if image.mode != mode:
@@ -55,11 +54,11 @@ def decode_image(
             levels = np.asarray(image)
     except UsageError:
         raise
-    except Exception as error:  # Pillow lets through whatever its many formats raise
+    except Exception as error:  # Pillow raises whatever its format plugins raise
         known = not isinstance(error, UnidentifiedImageError)
-        reason = (str(error) or type(error).__name__) if known else "no format that Pillow knows"
+        reason = (str(error) or type(error).__name__) if known else "unknown to Pillow"
         raise UsageError(
-            f"{what} cannot be decoded as an image ({reason}); mend it or take it out"
+            f"{what} cannot be decoded as an image ({reason}); repair or remove it"
         ) from error
     return levels if levels.ndim == 3 else levels[:, :, None]
 
@@ -74,14 +73,14 @@ def decode_images(
     """Decodes many images into one array uint8 [n, h, w, c].
 
     Args:
-        read: gives the files with these numbers; called on several threads.
-        names: what to call each image in errors; as many as there are images.
-        channels: as for `decode_image`; None: 1 if all images are grey, or else 3.
-        size: as for `decode_image`; None: all images must have one size.
+        read: returns the files with the given numbers; called on several threads.
+        names: the name of each image in errors, one per image.
+        channels: as for `decode_image`; None: 1 if all images are grey, else 3.
+        size: as for `decode_image`; None: all images must have the same size.
 
     Raises:
-        UsageError: `size` is not a height and a width; an image cannot be decoded, or has another
-            size than the first.
+        UsageError: `size` is not a height and a width; an image cannot be decoded, or differs in
+            size from the first.
     """
     require_size(size)
 
@@ -103,7 +102,7 @@ def decode_images(
                 f"images differ in size: {names[0]} has {height}x{width} pixels, {names[i]} has "
                 f"{other_height}x{other_width}; pass size=(height, width) to resize all"
             )
-        if image.shape[2] > images.shape[3]:  # the first in colour after grey ones
+        if image.shape[2] > images.shape[3]:  # the first colour image after grey ones
             images = np.repeat(images, image.shape[2], axis=3)
         images[i] = image
     return images

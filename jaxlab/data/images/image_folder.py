@@ -1,4 +1,4 @@
-"""Images in folders, one sub-folder a class."""
+"""Images in a folder with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from jaxlab.data.images.image_set import ImageSet
 
 
 class ImageFolder(ImageSet):
-    """The images in a folder that has one sub-folder a class, decoded by Pillow.
+    """The images in a folder with one sub-folder per class, decoded by Pillow.
 
-    Classes are the sub-folders by name; the images of one are all files in it and below it, by
-    path. Hidden files and folders are left out, and so are files beside the sub-folders that are no
-    images. How a camera was held (EXIF) is not looked at.
+    Classes are the sub-folders, sorted by name; their images are all files in them, recursively,
+    sorted by path. Hidden files and folders are left out, and so are files next to the sub-folders
+    that are not images. EXIF orientation is ignored.
 
     Args:
         path: the folder.
-        size: (height, width) to which all images are resized, bilinear and anti-aliased, whatever
-            their shape was; None: they must have one size.
-        channels: 1 (grey), 3 (RGB) or 4 (with alpha), to which all are converted; None: 1 if all
-            are grey, or else 3.
-        cache_dir: a folder in which the decoded images are kept, for the next time; None: nowhere.
-            Files that have another size or time, or others, are decoded afresh.
-        name: of the set; None: the name of the folder.
+        size: (height, width) to resize all images to, bilinear with anti-aliasing, whatever their
+            aspect ratio; None: they must all have the same size.
+        channels: convert to 1 (grey), 3 (RGB) or 4 channels (with alpha); None: 1 if all are grey,
+            else 3.
+        cache_dir: a folder that caches the decoded images, which are decoded again when the files
+            change in name, size or time; None: no cache.
+        name: the name of the set; None: that of the folder.
 
     Attributes:
-        files: the path of each image, below the folder.
+        files: the path of each image, relative to the folder.
 
     Raises:
-        UsageError: no such folder, one without sub-folders, a sub-folder without images, images
-            beside the sub-folders; images of more than one size without `size` (names two); a file
-            that is no image (named).
+        UsageError: the folder is missing or has no sub-folders; a sub-folder has no images; images
+            lie next to the sub-folders; images differ in size and `size` is None; a file is not an
+            image.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class ImageFolder(ImageSet):
         cache_dir: str | os.PathLike[str] | None = None,
         name: str | None = None,
     ):
-        root = existing_folder(path, "a folder with one sub-folder of images a class")
+        root = existing_folder(path, "a folder with one sub-folder of images per class")
         if channels not in (None, 1, 3, 4):
             raise UsageError(f"channels={channels}; expected 1, 3, 4 or None")
-        found = {folder.name: _visible_files(folder) for folder in _class_folders(root)}
-        for class_name, inside in found.items():
+        by_class = {folder.name: _visible_files(folder) for folder in _class_folders(root)}
+        for class_name, inside in by_class.items():
             if not inside:
                 raise UsageError(
-                    f"sub-folder {class_name!r} of {str(root)!r} holds no image; expected one "
-                    f"sub-folder a class: fill it or take it out"
+                    f"sub-folder {class_name!r} of {str(root)!r} has no images; expected one "
+                    f"sub-folder per class: fill or remove it"
                 )
-        files = [file for inside in found.values() for file in inside]
+        files = [file for inside in by_class.values() for file in inside]
         self.files = tuple(file.relative_to(root).as_posix() for file in files)
 
         def decode() -> dict[str, np.ndarray]:
@@ -74,11 +74,11 @@ class ImageFolder(ImageSet):
             return {"images": images}
 
         name = root.resolve().name if name is None else name
-        key = {"files": _signs(root, files), "size": size, "channels": channels}
+        key = {"files": _file_stats(root, files), "size": size, "channels": channels}
         super().__init__(
             cached_arrays(cache_dir, name, key, decode)["images"],
-            np.repeat(np.arange(len(found)), [len(inside) for inside in found.values()]),
-            class_names=list(found),
+            np.repeat(np.arange(len(by_class)), [len(inside) for inside in by_class.values()]),
+            class_names=list(by_class),
             name=name,
         )
 
@@ -86,15 +86,15 @@ class ImageFolder(ImageSet):
 def _class_folders(root: pathlib.Path) -> list[pathlib.Path]:
     from PIL import Image
 
-    there = sorted(root.iterdir(), key=lambda p: p.name)
-    entries = [p for p in there if not p.name.startswith(".")]
+    by_name = sorted(root.iterdir(), key=lambda p: p.name)
+    entries = [p for p in by_name if not p.name.startswith(".")]
     folders = [p for p in entries if p.is_dir()]
     loose = [p for p in entries if p.suffix.lower() in Image.registered_extensions()]
     loose = [p for p in loose if p.is_file()]
     if loose or not folders:
-        found = f"{loose[0].name!r} beside" if loose else "no"
+        problem = f"{loose[0].name!r} next to its" if loose else "no"
         raise UsageError(
-            f"{str(root)!r} has {found} sub-folders; expected one sub-folder a class, with its "
+            f"{str(root)!r} has {problem} sub-folders; expected one sub-folder per class, with its "
             f"images in it"
         )
     return folders
@@ -105,7 +105,7 @@ def _visible_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return [p for p, parts in paths if not any(part.startswith(".") for part in parts)]
 
 
-def _signs(root: pathlib.Path, files: Sequence[pathlib.Path]) -> list[list[str | int]]:
-    """What changes when a file does: its path, size and time."""
-    seen = [(file, file.stat()) for file in files]
-    return [[file.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns] for file, s in seen]
+def _file_stats(root: pathlib.Path, files: Sequence[pathlib.Path]) -> list[list[str | int]]:
+    """Returns the path, size and modification time of each file."""
+    stats = [(file, file.stat()) for file in files]
+    return [[file.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns] for file, s in stats]

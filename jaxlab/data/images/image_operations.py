@@ -1,7 +1,7 @@
-"""The operations of RandAugment, each on one image of floats in [0, 1], jitted with the rest.
+"""The operations of RandAugment, on single images of floats in [0, 1].
 
-What they do is what Pillow does to levels, without its rounding; angles, slopes and factors may be
-traced values. `x_hwc` is an image with 1 or 3 channels.
+They compute what Pillow does with levels, without its rounding; angles, slopes and factors may be
+traced. `x_hwc` is an image with 1 or 3 channels.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 
 def auto_contrast(x_hwc: jax.Array) -> jax.Array:
-    """Stretches each channel to the whole of [0, 1]; one of a single level stays as it is."""
+    """Stretches each channel to the whole of [0, 1]; a constant channel is unchanged."""
     low, high = x_hwc.min(axis=(0, 1)), x_hwc.max(axis=(0, 1))
     span = jnp.where(high > low, high - low, 1)
     return jnp.where(high > low, (x_hwc - low) / span, x_hwc)
 
 
 def equalize(x_hwc: jax.Array) -> jax.Array:
-    """Makes the histogram of the 256 levels of each channel as even as it can be."""
+    """Equalises the histogram of the 256 levels of each channel."""
     height, width, channels = x_hwc.shape
     levels_hwc = _levels(x_hwc)
     bins_hwc = levels_hwc + 256 * jnp.arange(channels)
@@ -34,7 +34,7 @@ def equalize(x_hwc: jax.Array) -> jax.Array:
 
 
 def solarize(x_hwc: jax.Array, threshold: jax.Array | float) -> jax.Array:
-    """Inverts what is at `threshold` (in [0, 1]) or above."""
+    """Inverts values at or above `threshold`, in [0, 1]."""
     return jnp.where(x_hwc < threshold, x_hwc, 1 - x_hwc)
 
 
@@ -45,24 +45,24 @@ def posterize(x_hwc: jax.Array, bits: jax.Array | int) -> jax.Array:
 
 
 def color(x_hwc: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Away from grey (above 1) or towards it (0 is grey); a grey image stays as it is."""
+    """Scales the distance from grey by `factor` (0 is grey); a grey image is unchanged."""
     if x_hwc.shape[2] == 1:
         return x_hwc
     return _blend(_grey(x_hwc), x_hwc, factor)
 
 
 def contrast(x_hwc: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Away from the mean grey of the image (above 1) or towards it."""
+    """Scales the distance from the image's mean grey by `factor`."""
     return _blend(_grey(x_hwc).mean(), x_hwc, factor)
 
 
 def brightness(x_hwc: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Away from black (above 1) or towards it."""
+    """Scales the distance from black by `factor`."""
     return _blend(jnp.zeros((), x_hwc.dtype), x_hwc, factor)
 
 
 def sharpness(x_hwc: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Away from a smoothed image (above 1) or towards it; the outermost pixels stay."""
+    """Scales the distance from a smoothed image by `factor`, except at the outermost pixels."""
     height, width, _ = x_hwc.shape
     rows = x_hwc[:-2] + x_hwc[1:-1] + x_hwc[2:]
     sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -73,12 +73,12 @@ def sharpness(x_hwc: jax.Array, factor: jax.Array | float) -> jax.Array:
 
 
 def affine(x_hwc: jax.Array, matrix: jax.Array, fill: float = 0.5) -> jax.Array:
-    """Moves pixels: the centre (x, y) of one comes from `matrix @ (x, y, 1)`, the nearest pixel.
+    """Samples the pixel centred at (x, y) from `matrix @ (x, y, 1)`, with nearest neighbour.
 
     Args:
       x_hwc: the image; (0, 0) is its upper left corner, x goes right and y down, in pixels.
       matrix: float [2, 3].
-      fill: what comes from outside.
+      fill: the value of pixels from outside the image.
     """
     height, width, channels = x_hwc.shape
     y, x = jnp.mgrid[:height, :width] + 0.5
@@ -92,7 +92,7 @@ def affine(x_hwc: jax.Array, matrix: jax.Array, fill: float = 0.5) -> jax.Array:
 
 
 def rotation(degrees: jax.Array | float, height: int, width: int) -> jax.Array:
-    """The matrix for `affine` that turns an image counter-clockwise around its centre."""
+    """Returns the matrix for `affine` that rotates an image counter-clockwise about its centre."""
     angle = jnp.deg2rad(degrees)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
@@ -100,17 +100,17 @@ def rotation(degrees: jax.Array | float, height: int, width: int) -> jax.Array:
 
 
 def shear_x(slope: jax.Array | float) -> jax.Array:
-    """The matrix for `affine` that moves the row at y by `-slope * y` pixels."""
+    """Returns the matrix for `affine` that moves the row at y by `-slope * y` pixels."""
     return jnp.array([[1.0, slope, 0.0], [0.0, 1.0, 0.0]])
 
 
 def shear_y(slope: jax.Array | float) -> jax.Array:
-    """The matrix for `affine` that moves the column at x by `-slope * x` pixels."""
+    """Returns the matrix for `affine` that moves the column at x by `-slope * x` pixels."""
     return jnp.array([[1.0, 0.0, 0.0], [slope, 1.0, 0.0]])
 
 
 def translation(right: jax.Array | float, down: jax.Array | float) -> jax.Array:
-    """The matrix for `affine` that moves an image by whole or broken pixels."""
+    """Returns the matrix for `affine` that moves an image; fractions of pixels are allowed."""
     return jnp.array([[1.0, 0.0, -right], [0.0, 1.0, -down]])
 
 
@@ -119,10 +119,10 @@ def _levels(x_hwc: jax.Array) -> jax.Array:
 
 
 def _grey(x_hwc: jax.Array) -> jax.Array:
-    """Brightness [h, w, 1] by the weights of ITU-R 601, as Pillow has it."""
+    """Returns the luma [h, w, 1] with the weights of ITU-R 601, like Pillow."""
     if x_hwc.shape[2] == 1:
         return x_hwc
-    # Not as a product with the weights: XLA on CPU takes ten times as long for that.
+    # A product with the weights would take XLA on CPU ten times as long.
     red, green, blue = (x_hwc[..., channel : channel + 1] for channel in range(3))
     return 0.299 * red + 0.587 * green + 0.114 * blue
 

@@ -1,4 +1,4 @@
-"""Sets of labelled images held in memory, and what is true of all of them."""
+"""Sets of labelled images in memory, and their statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxlab.data.digest import digest
 
 
 class ImageSet:
-    """Labelled images as levels: what every source of images is, and how arrays become one.
+    """Labelled images as uint8 levels; every source of images is one.
 
     >>> levels = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
     >>> images = ImageSet(levels, [0, 1, 0], class_names=["cat", "dog"])
@@ -24,21 +24,21 @@ class ImageSet:
     (3, 2, [1, 0])
 
     Args:
-        images: uint8 [n, h, w, c]; not copied, and shown as read-only. A memory map will do.
+        images: uint8 [n, h, w, c]; used without a copy, as a read-only view. May be a memory map.
         labels: int [n], from 0 to the number of classes - 1.
-        class_names: one name a class; None: `0`, `1`, ... as many as `num_classes`.
-        num_classes: None: that of `class_names`, or else the largest label + 1.
-        name: what to call the set in predictions and figures.
+        class_names: one name per class; None: `0`, `1`, ...
+        num_classes: None: the number of `class_names`, or the largest label + 1.
+        name: the name of the set in predictions and figures.
 
     Attributes:
         images: uint8 [n, h, w, c].
         labels: int32 [n].
         class_names: the name of each class.
-        name: such as `cifar10/train[:80%]`; the same each time, that of a part tells the part.
+        name: such as `cifar10/train[:80%]`; names of subsets say which part they are.
 
     Raises:
-        UsageError: images that are not uint8 (floats are refused, not guessed) or not of rank 4; no
-            image; labels that are not one whole number an image, or out of range.
+        UsageError: images that are not uint8 (floats are refused, their range is not guessed) or
+            not of rank 4; no images; labels that are not one integer per image, or out of range.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, also those without an image here."""
+        """The number of classes, including those without images in this set."""
         return len(self.class_names)
 
     @property
@@ -69,7 +69,7 @@ class ImageSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any level, label, class name or their order.
+        """16 hex digits that depend on all levels, labels and class names, and their order.
 
         The first call reads all images; `python -m benchmarks.images --part=fingerprint` times it.
         """
@@ -93,38 +93,38 @@ class ImageSet:
     def __getitem__(self, index: slice) -> ImageSet: ...
 
     def __getitem__(self, index: Any) -> Any:
-        """Returns (image [h, w, c], label) of a number, and the set of a slice (not copied)."""
+        """Returns (image [h, w, c], label) for an integer, and a set (not copied) for a slice."""
         if isinstance(index, slice):
             parts = [index.start, index.stop, *([index.step] if index.step else [])]
             shown = ":".join("" if part is None else str(part) for part in parts)
-            return self._part(self.images[index], self.labels[index], f"{self.name}[{shown}]")
+            return self._subset(self.images[index], self.labels[index], f"{self.name}[{shown}]")
         return self.images[index], int(self.labels[index])
 
     def take(self, indices: npt.ArrayLike, name: str | None = None) -> ImageSet:
-        """Returns the images at `indices`, int [m], in their order, as a set of its own.
+        """Returns the images at `indices`, int [m], in that order, as a new set.
 
         Args:
-            indices: each from 0 to n - 1; one may come more than once.
-            name: of the new set; None: one made of the name and a digest of `indices`.
+            indices: each from 0 to n - 1; may repeat.
+            name: the name of the new set; None: this name with a digest of `indices`.
 
         Raises:
-            UsageError: no index, or one that is not a whole number from 0 to n - 1.
+            UsageError: no indices, or one that is not an integer from 0 to n - 1.
         """
         at = np.asarray(indices)
-        whole = at.ndim == 1 and at.size and np.issubdtype(at.dtype, np.integer)
-        if not whole or at.min() < 0 or at.max() >= len(self):
+        valid = at.ndim == 1 and at.size and np.issubdtype(at.dtype, np.integer)
+        if not valid or at.min() < 0 or at.max() >= len(self):
             raise UsageError(
-                f"indices {_shown(at)} of {self.name!r}; expected at least one whole number, each "
-                f"from 0 to {len(self) - 1}"
+                f"indices {_shown(at)} of {self.name!r}; expected at least one integer, each from "
+                f"0 to {len(self) - 1}"
             )
         name = name or f"{self.name}[{digest(','.join(map(str, at.tolist())))}]"
-        return self._part(self.images[at], self.labels[at], name)
+        return self._subset(self.images[at], self.labels[at], name)
 
     def first(self, count: int) -> ImageSet:
-        """Returns the first `count` images. Folders are sorted by class: there, `split` instead.
+        """Returns the first `count` images; use `split` for folders, which are sorted by class.
 
         Raises:
-            UsageError: below 1, or more than there are.
+            UsageError: `count` is below 1 or above the number of images.
         """
         require_positive(count=count)
         if count > len(self):
@@ -132,9 +132,9 @@ class ImageSet:
         return self[:count]
 
     def split(self, held_out_rate: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-        """Splits the images into training and held-out ones, each class at the same rate.
+        """Splits the set into training and held-out images, at the same rate in each class.
 
-        Within a class, the images with the smallest hashes of `seed` and their number are held out.
+        Within a class, the images with the smallest hash of `seed` and index are held out.
 
         Returns:
             (train, held_out), both in the order of this set and never empty.
@@ -143,32 +143,32 @@ class ImageSet:
             UsageError: `held_out_rate` is not between 0 and 1, or there are fewer than two images.
         """
         if not 0 < held_out_rate < 1:
-            raise UsageError(f"held_out_rate={held_out_rate}; expected a share between 0 and 1")
+            raise UsageError(f"held_out_rate={held_out_rate}; expected a fraction between 0 and 1")
         require_not_negative(seed=seed)
         if len(self) < 2:
             raise UsageError(f"{self.name!r} has one image, too few to hold one out")
         held_out = _held_out(self.labels, self.num_classes, held_out_rate, seed)
-        told = f"{held_out_rate:g}, seed {seed}"
+        part = f"{held_out_rate:g}, seed {seed}"
         return (
-            self.take(np.flatnonzero(~held_out), f"{self.name}[without {told}]"),
-            self.take(np.flatnonzero(held_out), f"{self.name}[{told}]"),
+            self.take(np.flatnonzero(~held_out), f"{self.name}[without {part}]"),
+            self.take(np.flatnonzero(held_out), f"{self.name}[{part}]"),
         )
 
-    def _part(self, images: npt.NDArray[Any], labels: npt.NDArray[Any], name: str) -> ImageSet:
+    def _subset(self, images: npt.NDArray[Any], labels: npt.NDArray[Any], name: str) -> ImageSet:
         return ImageSet(images, labels, class_names=self.class_names, name=name)
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in units of [0, 1].
+    """Returns the mean and standard deviation of each channel over all pixels, in units of [0, 1].
 
-    Counted exactly, level by level. They are what a model's own normalisation takes.
+    They are computed exactly, from counts of levels, and are meant for a model's normalisation.
 
     >>> black_and_white = np.array([[0, 255]] * 2, np.uint8).reshape(1, 2, 2, 1)
     >>> channel_statistics(ImageSet(black_and_white, [0]))
     ((0.5,), (0.5,))
 
     Returns:
-        (mean, std), each with one number a channel; the deviation of a constant channel is 0.
+        (mean, std), each with one number per channel; std is 0 for a constant channel.
     """
     counts = np.zeros((images.image_shape[2], 256), np.int64)
     for begin in range(0, len(images), _CHUNK):
@@ -191,19 +191,19 @@ def _checked_images(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         way_out = (
             "for floats in [0, 1] pass np.rint(255 * images).astype(np.uint8)"
             if np.issubdtype(images.dtype, np.floating)
-            else "once they are known to lie there, pass images.astype(np.uint8)"
+            else "if they are in that range, pass images.astype(np.uint8)"
         )
         raise UsageError(
             f"images of dtype {images.dtype}; expected uint8 levels from 0 to 255: {way_out}"
         )
     if images.ndim != 4:
-        way_out = ": pass images[..., None] for grey ones" if images.ndim == 3 else ""
+        way_out = ": for grey images pass images[..., None]" if images.ndim == 3 else ""
         raise UsageError(f"images of shape {images.shape}; expected [n, h, w, c]{way_out}")
     if not images.size:
-        raise UsageError(f"images of shape {images.shape}; expected at least one, with pixels")
+        raise UsageError(f"images of shape {images.shape}; expected at least one pixel")
     if images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise UsageError(
-            f"images of shape {images.shape} have their channels first; expected [n, h, w, c]: "
+            f"images of shape {images.shape} have channels first; expected [n, h, w, c]: "
             f"pass images.transpose(0, 2, 3, 1)"
         )
     return _read_only(images)
@@ -215,7 +215,7 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
         way_out = ": pass labels[:, 0]" if labels.shape == (count, 1) else ""
         raise UsageError(f"labels of shape {labels.shape}; expected [{count}]{way_out}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"labels of dtype {labels.dtype}; expected whole numbers")
+        raise UsageError(f"labels of dtype {labels.dtype}; expected integers")
     return labels
 
 
@@ -236,7 +236,7 @@ def _checked_classes(
 def _held_out(
     labels: npt.NDArray[np.int32], num_classes: int, rate: float, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Which images are held out: `round(rate * n)`, at least one and at most n - 1."""
+    """Marks the held-out images, bool [n]: `round(rate * n)`, at least one and at most n - 1."""
     total = min(max(round(rate * len(labels)), 1), len(labels) - 1)
     exact = rate * np.bincount(labels, minlength=num_classes)
     counts = np.floor(exact).astype(int)

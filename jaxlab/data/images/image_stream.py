@@ -1,4 +1,4 @@
-"""Batches of images: an endless stream to train on, and one pass in order to evaluate."""
+"""Batches of images: an infinite stream for training, and a single pass for evaluation."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from jaxlab.data.stream import State, require_same_stream
 
 
 class ImageStream:
-    """Infinite iterator of batches; every epoch shows each image exactly once, in an own order.
+    """Infinite iterator of batches; every epoch visits each image once, in a new random order.
 
-    The epochs lie end to end: a batch may begin in one and end in the next, so nothing is dropped
-    or padded. Place p of the whole is place p % n of the order of epoch p // n, for n images; row r
-    of batch i is place i * batch_size + r. So a batch depends on nothing but its number, the seed
-    and the images, and rows do not depend on the number of hosts.
+    Epochs are concatenated, so a batch may span two of them and nothing is dropped or padded: row r
+    of batch i is image number p % n in the order of epoch p // n, for p = i * batch_size + r and n
+    images. A batch depends only on its number, the seed and the images; rows do not depend on the
+    number of processes.
 
-    A batch holds, for the rows of this host:
+    A batch has, for the rows of this process:
         inputs: uint8 [b, h, w, c].
         targets: int32 [b], the labels.
-        index: int32 [b], the number of the image in the set.
+        index: int32 [b], the index of the image in the set.
 
     Args:
         images: the images.
         batch_size: rows of the global batch.
-        seed: the order of images.
-        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
+        seed: determines the order of images.
+        rows: the rows of the global batch for this process, see `core.local_rows`; None: all.
 
     Raises:
-        UsageError: a batch below 1, rows that are not in it, or a negative seed.
+        UsageError: a batch size below 1, rows out of range, or a negative seed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ImageStream:
         self.rows = checked_rows(batch_size, rows)
         require_not_negative(seed=seed)
         self.images, self.batch_size = images, batch_size
-        self._places = np.array(self.rows)
+        self._row_numbers = np.array(self.rows)
         self._order = functools.lru_cache(maxsize=2)(
             functools.partial(epoch_order, len(images), seed)
         )
@@ -60,23 +60,24 @@ class ImageStream:
         return self
 
     def __next__(self) -> NumpyBatch:
-        epochs, places = np.divmod(self._next * self.batch_size + self._places, len(self.images))
-        index = np.empty(len(places), np.int32)
+        positions = self._next * self.batch_size + self._row_numbers
+        epochs, positions = np.divmod(positions, len(self.images))
+        index = np.empty(len(positions), np.int32)
         for epoch in range(epochs[0], epochs[-1] + 1):
-            here = epochs == epoch
-            index[here] = self._order(epoch)[places[here]]
+            in_epoch = epochs == epoch
+            index[in_epoch] = self._order(epoch)[positions[in_epoch]]
         self._next += 1
         return _batch(self.images, index)
 
     def state(self) -> State:
-        """Returns the number of the next batch and what identifies the stream, as plain JSON."""
+        """Returns the number of the next batch and the identity of the stream, as plain JSON."""
         return {"stream": dict(self._identity), "next_index": self._next}
 
     def restore(self, state: State) -> None:
-        """Continues with the batch at which `state` was taken.
+        """Continues with the batch at which `state` was saved.
 
         Raises:
-            UsageError: `state` is of another stream.
+            UsageError: another stream saved `state`.
         """
         require_same_stream(state, self._identity)
         self._next = state["next_index"]
@@ -84,16 +85,16 @@ class ImageStream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageBatches:
-    """The batches of one pass over a set; it can be passed over again and again.
+    """The batches of one pass over a set; it can be iterated repeatedly.
 
-    A batch holds `inputs`, `targets` and `index` as in `ImageStream`, and
-        mask: bool [b]; False in the rows behind the last image, where `inputs` and `targets` are 0
-            and `index` is -1.
+    A batch has `inputs`, `targets` and `index` as in `ImageStream`, and
+        mask: bool [b]; False in rows after the last image, where `inputs` and `targets` are 0 and
+            `index` is -1.
 
     Attributes:
         images: the images.
-        batch_size: rows of the global batch; all batches have one shape.
-        rows: those of the global batch that this host reads.
+        batch_size: rows of the global batch; all batches have the same shape.
+        rows: the rows of the global batch for this process.
     """
 
     images: ImageSet
@@ -104,9 +105,9 @@ class ImageBatches:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[NumpyBatch]:
-        places = np.array(self.rows, np.int32)
+        row_numbers = np.array(self.rows, np.int32)
         for begin in range(0, len(self) * self.batch_size, self.batch_size):
-            index = begin + places
+            index = begin + row_numbers
             mask = index < len(self.images)
             batch = _batch(self.images, np.where(mask, index, 0))
             if not mask.all():
@@ -118,15 +119,15 @@ class ImageBatches:
 def image_batches(
     images: ImageSet, batch_size: int, rows: Sequence[int] | None = None
 ) -> ImageBatches:
-    """All images once, in order, in batches of one shape; see `ImageBatches`.
+    """Returns all images once, in order, in batches of one shape; see `ImageBatches`.
 
     Args:
         images: the images.
         batch_size: rows of the global batch.
-        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
+        rows: the rows of the global batch for this process, see `core.local_rows`; None: all.
 
     Raises:
-        UsageError: a batch below 1, or rows that are not in it.
+        UsageError: a batch size below 1, or rows out of range.
     """
     return ImageBatches(images, batch_size, checked_rows(batch_size, rows))
 

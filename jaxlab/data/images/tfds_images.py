@@ -20,22 +20,22 @@ from jaxlab.data.tfds import import_tfds, open_builder, open_examples
 class TfdsImages(ImageSet):
     """The images and labels of a prepared `tensorflow_datasets` data set, decoded into memory.
 
-    The data set must already lie on disk in a random-access format: nothing is downloaded.
+    The data set must already be on disk in a random-access format: nothing is downloaded.
 
     Args:
         name: name of the data set, with an optional config and version: `cifar10`, `mnist:3.0.1`.
         split: a split or a part of one: `train`, `train[:80%]`.
-        data_dir: the folder that holds the data sets; None is the default of `tensorflow_datasets`.
-        size: (height, width) to which all images are resized, bilinear and anti-aliased, whatever
-            their shape was; None: they must have one size.
-        image: the feature that holds the image; None: the supervised one, or the only one.
-        label: the feature that holds the label; None: the supervised one, or the only one.
-        cache_dir: a folder in which the decoded images are kept, for the next time; None: nowhere.
+        data_dir: the folder of the data sets; None: the default of `tensorflow_datasets`.
+        size: (height, width) to resize all images to, bilinear with anti-aliasing, whatever their
+            aspect ratio; None: they must all have the same size.
+        image: the image feature; None: the supervised one, or the only one.
+        label: the label feature; None: the supervised one, or the only one.
+        cache_dir: a folder that caches the decoded images; None: no cache.
 
     Raises:
-        UsageError: a package is missing; the data set, split or feature does not exist, or is not
-            one of 8-bit images and class labels; the data set is not prepared, or not in a
-            random-access format; images of more than one size without `size`.
+        UsageError: a package is missing; the data set, split or feature does not exist, or has no
+            8-bit images or no class labels; the data set is not prepared, or not in a random-access
+            format; images differ in size and `size` is None.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class TfdsImages(ImageSet):
             labels = np.empty(len(names), np.int64)
 
             def read(numbers: Sequence[int]) -> list[bytes]:
-                found = read_with_retries(
+                chunk = read_with_retries(
                     lambda: examples.__getitems__(list(numbers)), names[numbers[0]]
                 )
-                labels[list(numbers)] = [example[label] for example in found]
-                return [example[image] for example in found]
+                labels[list(numbers)] = [example[label] for example in chunk]
+                return [example[image] for example in chunk]
 
             images = decode_images(read, names, channels=channels, size=size)
             return {"images": images, "labels": labels}
@@ -75,7 +75,7 @@ class TfdsImages(ImageSet):
         resized = "" if size is None else "@" + "x".join(map(str, size))
         key = {
             "builder": builder.info.full_name,
-            "files": _signs(builder) if cache_dir else [],
+            "files": _file_stats(builder) if cache_dir else [],
             "split": split,
             "image": image,
             "label": label,
@@ -91,12 +91,13 @@ class TfdsImages(ImageSet):
 
 
 def _feature(builder: Any, role: str, wanted: str | None, kind: type) -> str:
-    """Returns the name of the feature that holds the image or the label."""
+    """Returns the name of the image or label feature."""
     features = builder.info.features
     fitting = [name for name in features if isinstance(features[name], kind)]
     if wanted is not None and wanted not in fitting:
+        article = "an" if role == "image" else "a"
         raise UsageError(
-            f"feature {wanted!r} of {builder.name!r} is no {role}; expected one of: "
+            f"feature {wanted!r} of {builder.name!r} is not {article} {role}; expected one of: "
             f"{', '.join(fitting) or 'none'}{nearest(wanted, fitting)}"
         )
     if not fitting:
@@ -118,13 +119,13 @@ def _channels(builder: Any, image: str) -> int:
     channels = feature.shape[-1]
     if feature.np_dtype != np.uint8 or channels not in (1, 3, 4):
         raise UsageError(
-            f"feature {image!r} of {builder.name!r} holds images of {feature.np_dtype} with "
+            f"feature {image!r} of {builder.name!r} has images of {feature.np_dtype} with "
             f"{channels} channels; expected uint8 with 1, 3 or 4"
         )
     return channels
 
 
-def _signs(builder: Any) -> list[list[str | int]]:
-    """What changes when the data set is prepared anew: names, sizes and times of its files."""
+def _file_stats(builder: Any) -> list[list[str | int]]:
+    """Returns the names, sizes and modification times of the files of a data set."""
     files = sorted(p for p in pathlib.Path(builder.data_dir).iterdir() if p.is_file())
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]

@@ -1,4 +1,4 @@
-"""Images as numbers in [0, 1]: the one place where levels become numbers."""
+"""Conversion of images from uint8 levels to floats in [0, 1]; it happens nowhere else."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jaxlab.core import UsageError
 
 
 def unit_images(images_bhwc: Any) -> jax.Array:
-    """Images as float32 in [0, 1].
+    """Converts images to floats in [0, 1].
 
     Args:
       images_bhwc: uint8 levels from 0 to 255, which are divided by 255; or floats in [0, 1], which
-        stay as they are.
+        are unchanged.
 
     Returns:
       float32 [b, h, w, c] (float64 and bfloat16 keep their dtype).
 
     Raises:
-      UsageError: another dtype or rank; floats outside [0, 1], as far as their values are known
-        (under `jax.jit` they are not).
+      UsageError: another dtype or rank; floats outside [0, 1] (not checked under `jax.jit`, where
+        values are unknown).
 
     >>> unit_images(np.full((1, 1, 1, 1), 51, np.uint8)).tolist()
     [[[[0.20000000298023224]]]]

@@ -1,4 +1,4 @@
-"""Long-range recall: an answer is seen once, at the beginning, and asked for ever after."""
+"""Long-range recall: a value is shown once, at the beginning, and queried in every later block."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from jaxlab.data.stream import State, require_same_stream
 
 @dataclasses.dataclass(frozen=True)
 class RecallTask:
-    """Sequences in which a query asks for a value that stood in the first block.
+    """Sequences in which queries ask for values shown in the first block.
 
-    Block 0 holds `num_pairs` pairs (key, value) at random even slots. Every later block holds
+    Block 0 has `num_pairs` pairs (key, value) at random even slots. Every later block has
     `queries_per_block` queries (Q, key) at random even slots, each with a key of block 0; the
-    target at the key is its value. All else is filler. The answer is never part of the input, so it
-    cannot be passed on by copying: a model whose reach ends before block 0 stays at
-    1 / `num_values`.
+    target at the key is its value. All other positions are filler. The answer is never an input
+    after block 0, so it cannot be copied forward: a model whose context does not reach back to
+    block 0 has an accuracy of 1 / `num_values`.
 
-    Ids: values, then keys, then fillers, then Q.
+    The ids are values, then keys, then fillers, then Q.
 
     Attributes:
-        num_values: values to choose from.
-        num_keys: keys to choose from, without repetition within a sequence.
-        num_fillers: fillers to choose from.
-        num_pairs: pairs of a sequence.
-        block: positions of a block.
-        num_blocks: blocks of a sequence.
-        queries_per_block: queries of every block but the first.
+        num_values: number of possible values.
+        num_keys: number of possible keys; they do not repeat within a sequence.
+        num_fillers: number of possible fillers.
+        num_pairs: pairs per sequence.
+        block: positions per block.
+        num_blocks: blocks per sequence.
+        queries_per_block: queries in every block but the first.
 
     Raises:
         UsageError: a size below 1 (2 for `num_blocks`), more pairs than keys, or more pairs or
@@ -79,17 +79,17 @@ class RecallTask:
     def batch(
         self, seed: int, index: int, batch_size: int, num_blocks: int | None = None
     ) -> NumpyBatch:
-        """Returns batch number `index` under `seed`; it depends on nothing else but its shape.
+        """Returns batch number `index` for `seed`; it depends only on these and on its shape.
 
         Args:
             seed: 0 or more.
             index: 0 or more.
-            batch_size: rows.
-            num_blocks: blocks of a sequence; None is the task's own.
+            batch_size: number of rows.
+            num_blocks: blocks per sequence; None: as in the task.
 
         Returns:
             For t = num_blocks * block: `inputs` and `targets` int32 [b, t]; `mask` bool [b, t],
-            True at the key of a query, where `targets` holds the value (0 elsewhere); `start` bool
+            True at the key of a query, where the target is the value (0 elsewhere); `start` bool
             [b, t], True at position 0; `position` int32 [b, t], from 0, so that
             `position // block` is the block.
 
@@ -105,8 +105,8 @@ class RecallTask:
         fillers = rng.integers(self.num_fillers, size=shape)
         inputs = (fillers + self.num_values + self.num_keys).astype(np.int32)
         targets, mask = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
-        keys, values = self._place_pairs(rng, inputs)
-        self._place_queries(rng, keys, values, inputs, targets, mask)
+        keys, values = self._write_pairs(rng, inputs)
+        self._write_queries(rng, keys, values, inputs, targets, mask)
         start = np.zeros(shape, np.bool_)
         start[:, 0] = True
         position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
@@ -118,7 +118,7 @@ class RecallTask:
             "position": position,
         }
 
-    def _place_pairs(
+    def _write_pairs(
         self, rng: np.random.Generator, inputs: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Writes the pairs into block 0; returns keys and values [b, num_pairs], as ids."""
@@ -130,7 +130,7 @@ class RecallTask:
         np.put_along_axis(inputs, at + 1, values, axis=1)
         return keys, values
 
-    def _place_queries(
+    def _write_queries(
         self,
         rng: np.random.Generator,
         keys: npt.NDArray[np.int64],
@@ -152,13 +152,14 @@ class RecallTask:
 
 
 class RecallStream:
-    """Infinite iterator of `RecallTask.batch`, with a position that can be saved and restored.
+    """Infinite iterator of `RecallTask.batch`, whose position can be saved and restored.
 
-    With several `segments` a sequence is that many times as long and comes in as many batches,
-    each of `task.num_blocks` blocks: row b continues row b of the one before, with a carry.
+    With several `segments`, a sequence is that many times as long and is split over as many
+    batches of `task.num_blocks` blocks each: row b continues row b of the previous batch, so the
+    model needs a carry.
 
-    Batch number i depends only on the task, `seed`, i, `segments` and the global `batch_size`; a
-    host gets the `rows` it asks for, by default all.
+    Batch number i depends only on the task, `seed`, i, `segments` and the global `batch_size`. A
+    process gets the `rows` it asks for, by default all.
     """
 
     def __init__(
@@ -191,18 +192,18 @@ class RecallStream:
         )
         self._next += 1
         length = self.task.num_blocks * self.task.block
-        here = slice(segment * length, (segment + 1) * length)
-        return {name: array[list(self.rows), here] for name, array in batch.items()}
+        span = slice(segment * length, (segment + 1) * length)
+        return {name: array[list(self.rows), span] for name, array in batch.items()}
 
     def state(self) -> State:
-        """Returns the number of the next batch and what identifies the stream, as plain JSON."""
+        """Returns the number of the next batch and the identity of the stream, as plain JSON."""
         return {"stream": dict(self._identity), "next_index": self._next}
 
     def restore(self, state: State) -> None:
-        """Continues with the batch at which `state` was taken.
+        """Continues with the batch at which `state` was saved.
 
         Raises:
-            UsageError: `state` is of another stream.
+            UsageError: another stream saved `state`.
         """
         require_same_stream(state, self._identity)
         self._next = state["next_index"]
@@ -211,10 +212,10 @@ class RecallStream:
 def _choose(
     rng: np.random.Generator, shape: tuple[int, ...], total: int, count: int
 ) -> npt.NDArray[np.int64]:
-    """Returns `count` different numbers below `total` in random order, [*shape, count]."""
+    """Returns `count` distinct numbers below `total` in random order, [*shape, count]."""
     return rng.random((*shape, total)).argsort(axis=-1)[..., :count]
 
 
 def _require_blocks(num_blocks: int) -> None:
     if num_blocks < 2:
-        raise UsageError(f"num_blocks={num_blocks}; expected at least 2: the first has no query")
+        raise UsageError(f"num_blocks={num_blocks}; expected at least 2: the first has no queries")

@@ -1,4 +1,4 @@
-"""Training batches in which every row reads whole documents, one after the other."""
+"""Training batches whose rows read whole documents, one after another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxlab.data.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass
 class _Reader:
-    """Where one row stands: in its document, and in the order of documents."""
+    """The position of one row: in its document, and in the order of documents."""
 
     row: int
     ordinal: int
@@ -32,37 +32,37 @@ class _Reader:
 class DocumentStream:
     """Infinite iterator of batches: row `b` of step `t + 1` continues row `b` of step `t`.
 
-    A document x_0..x_{n-1} gives the inputs B, x_0..x_{n-1} and the targets x_0..x_{n-1}, B, with
-    B the tokenizer's boundary: every token, and the end, is predicted exactly once. Documents start
-    at multiples of `align`; the tail of one is padded with B and mask False up to the next
-    multiple, and there is no other padding. Unlike in arXiv 2203.07852, the next
-    document follows in the same segment.
+    A document x_0..x_{n-1} becomes the inputs B, x_0..x_{n-1} and the targets x_0..x_{n-1}, B,
+    where B is the tokenizer's boundary, so every token and the end are predicted exactly once.
+    Documents start at multiples of `align`; each is padded to the next multiple with B and mask
+    False, and there is no other padding. Unlike in arXiv 2203.07852, the next document follows in
+    the same segment.
 
-    A batch holds, for the rows of this host and t = `segment_length`:
+    A batch has, for the rows of this process and t = `segment_length`:
         inputs: int32 [b, t].
         targets: int32 [b, t].
         mask: bool [b, t]; True where the target counts.
-        start: bool [b, t]; True where a document starts: state of the past ends here.
+        start: bool [b, t]; True where a document starts, so recurrent state must be reset.
 
-    Row r of the global batch reads the documents with the ordinals r, r + B, r + 2B, ... for the
-    global batch size B; ordinal o is place o % D of the order of epoch o // D, for D documents. So
-    rows do not depend on the number of hosts. Where D < B, the rows that open the same document
-    begin at evenly spaced places in it. Documents without tokens are passed over.
+    Row r of the global batch reads documents number r, r + B, r + 2B, ... for the global batch size
+    B. With D documents, number o is the document at index o % D in the order of epoch o // D, so
+    rows do not depend on the number of processes. If D < B, the rows that open the same document
+    begin at evenly spaced positions in it. Documents without tokens are skipped.
 
     Args:
         source: the documents.
-        tokenizer: turns each into ids.
+        tokenizer: turns documents into ids.
         batch_size: rows of the global batch.
-        segment_length: positions of a row in one step.
-        align: documents start at multiples of this; it divides `segment_length`.
-        seed: the order of documents.
-        shuffle: False reads every epoch in the source's order.
-        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
-        cache_bytes: bound on the tokenised documents that are kept beside those being read.
+        segment_length: positions per row and batch.
+        align: documents start at multiples of this, which must divide `segment_length`.
+        seed: determines the order of documents.
+        shuffle: False reads every epoch in the order of the source.
+        rows: the rows of the global batch for this process, see `core.local_rows`; None: all.
+        cache_bytes: limit of the cache of tokenised documents, besides those being read.
 
     Raises:
-        UsageError: sizes that do not fit each other; an empty source; at the first batch, a source
-            whose documents are all empty.
+        UsageError: inconsistent sizes; an empty source; at the first batch, a source whose
+            documents are all empty.
     """
 
     def __init__(
@@ -117,29 +117,29 @@ class DocumentStream:
         return batch
 
     def state(self) -> State:
-        """Returns where the rows of this host stand, as plain JSON.
+        """Returns the positions of the rows of this process, as plain JSON.
 
-        `rows` lists, for each row, its number in the global batch, the ordinal of its document, the
-        position in it, and how many targets the document has. The states of all hosts joined by
-        `join_states` restore any number of hosts.
+        `rows` lists, for each row, its number in the global batch, the number of its document, the
+        position in it, and how many targets the document has. `join_states` joins the states of all
+        processes into one that any number of processes can restore.
         """
         rows = [[r.row, r.ordinal, r.offset, r.document.num_targets] for r in self._opened()]
         return {"stream": dict(self._identity), "rows": rows}
 
     def restore(self, state: State) -> None:
-        """Continues at the exact position where `state` was taken.
+        """Continues at the exact position at which `state` was saved.
 
         Raises:
-            UsageError: `state` is of another stream, lacks rows of this host, or a document that is
-                being read has changed since.
+            UsageError: `state` belongs to another stream or lacks rows of this process, or a
+                document that was being read has changed.
         """
         require_same_stream(state, self._identity)
-        saved = {row: place for row, *place in state["rows"]}
+        saved = {row: position for row, *position in state["rows"]}
         missing = [row for row in self.rows if row not in saved]
         if missing:
             raise UsageError(
-                f"the data state has no row {missing[0]}: it was saved by another host; join the "
-                f"states of all hosts with join_states"
+                f"the data state has no row {missing[0]}: another process saved it; join the "
+                f"states of all processes with join_states"
             )
         self._readers = [self._reopen(row, *saved[row]) for row in self.rows]
 
@@ -173,41 +173,41 @@ class DocumentStream:
         if document.num_targets != num_targets:
             raise UsageError(
                 f"document {self._names[index]!r} has {document.num_targets} targets, but had "
-                f"{num_targets} when the data state was saved; put it back, or start afresh"
+                f"{num_targets} when the data state was saved; restore it, or start afresh"
             )
         return _Reader(row, ordinal, self._begin(row, ordinal, document), offset, document)
 
     def _begin(self, row: int, ordinal: int, document: Framed) -> int:
-        """Returns where the row begins to read: rows that open one document are spread over it."""
+        """Returns where the row begins: rows that open the same document are spread over it."""
         if ordinal != row or self.batch_size <= len(self._documents):
             return 0
-        mine = self._openers[row]
-        number = self._openers[:row].count(mine)
+        opened = self._openers[row]
+        number = self._openers[:row].count(opened)
         blocks = document.length // self.align
-        return number * blocks // self._openers.count(mine) * self.align
+        return number * blocks // self._openers.count(opened) * self.align
 
     @functools.cached_property
     def _openers(self) -> list[int]:
-        """The document that each row of the global batch opens first, where those repeat."""
+        """The document that each row of the global batch opens first, if rows share documents."""
         return [self._document_of(row) for row in range(self.batch_size)]
 
     def _after(self, ordinal: int) -> tuple[int, Framed]:
-        """Returns the row's next ordinal and document; up to D empty documents are passed over."""
+        """Returns the row's next ordinal and document, skipping up to D empty documents."""
         for _ in range(len(self._documents)):
             ordinal += self.batch_size
-            document = self._documents[self._place(ordinal)]
+            document = self._documents[self._index_of(ordinal)]
             if document.num_tokens:
                 return ordinal, document
         return ordinal, self._documents[self._document_of(ordinal)]
 
-    def _place(self, ordinal: int, further: int = 0) -> int:
-        epoch, place = divmod(ordinal, len(self._documents))
-        return int(self._order(epoch)[(place + further) % len(self._documents)])
+    def _index_of(self, ordinal: int, skip: int = 0) -> int:
+        epoch, position = divmod(ordinal, len(self._documents))
+        return int(self._order(epoch)[(position + skip) % len(self._documents)])
 
     def _document_of(self, ordinal: int) -> int:
         """Returns the document at `ordinal`, or the next in the epoch's order that has tokens."""
-        for further in range(len(self._documents)):
-            index = self._place(ordinal, further)
+        for skip in range(len(self._documents)):
+            index = self._index_of(ordinal, skip)
             if self._documents[index].num_tokens:
                 return index
         raise UsageError(
@@ -216,22 +216,22 @@ class DocumentStream:
 
 
 def join_states(states: Sequence[State]) -> State:
-    """Joins the states that all hosts saved at one step into one that any number of hosts restores.
+    """Joins the states of all processes at one step, for any number of processes to restore.
 
-    States without `rows` are of streams that stand at one place on every host, and are equal.
+    States without `rows` come from streams with one position for all processes, and must be equal.
 
     Raises:
-        UsageError: no state, states of different streams, or states that differ without `rows`.
+        UsageError: no state, states of different streams, or different states without `rows`.
     """
     if not states:
-        raise UsageError("no data state to join; pass the states of all hosts")
+        raise UsageError("no data state to join; pass the states of all processes")
     if all(state == states[0] for state in states):
         return states[0]
     for state in states:
         if "rows" not in state:
             raise UsageError(
-                f"the data states of two hosts differ and have no rows: {state} and {states[0]}; "
-                "a stream must stand at one place on all hosts, or tell its rows"
+                f"the data states of two processes differ and have no rows: {state} and "
+                f"{states[0]}; a stream must have one position on all processes, or list its rows"
             )
         require_same_stream(state, states[0]["stream"])
     rows = {row[0]: row for state in states for row in state["rows"]}

@@ -1,4 +1,4 @@
-"""Whether bytes are UTF-8, and where they stop being it."""
+"""Checks that bytes are UTF-8, and where they are not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxlab.data.text.sources import Source
 
 @dataclasses.dataclass(frozen=True)
 class InvalidUtf8:
-    """The first byte of a document that is not UTF-8.
+    """The first byte of a document that is not valid UTF-8.
 
     Attributes:
-        name: name of the document.
-        offset: position of the byte in the document, from 0.
+        name: the name of the document.
+        offset: the position of the byte in the document, from 0.
         byte: its value, 0 to 255.
     """
 
@@ -28,7 +28,7 @@ class InvalidUtf8:
 
 
 def check_utf8(data: bytes, name: str = "text") -> InvalidUtf8 | None:
-    """Returns where `data` stops being UTF-8, or None where it is UTF-8 to its end.
+    """Returns the first byte of `data` that is not UTF-8, or None if all of it is.
 
     >>> print(check_utf8(b"caf\\xff", "notes.txt"))
     notes.txt is not UTF-8 (byte 0xff at 3)
@@ -41,16 +41,16 @@ def check_utf8(data: bytes, name: str = "text") -> InvalidUtf8 | None:
 
 
 def find_invalid_utf8(source: Source, max_documents: int | None = None) -> InvalidUtf8 | None:
-    """Returns the first place in `source` that is not UTF-8, or None.
+    """Returns the first byte in `source` that is not UTF-8, or None.
 
     Args:
         source: the documents; they are read in order up to the first invalid one.
-        max_documents: how many documents to read at most; None reads all.
+        max_documents: the number of documents to check; None: all.
     """
     for index in itertools.islice(range(len(source)), max_documents):
-        found = check_utf8(source[index], source.names[index])
-        if found is not None:
-            return found
+        invalid = check_utf8(source[index], source.names[index])
+        if invalid is not None:
+            return invalid
     return None
 
 
@@ -65,5 +65,5 @@ def decode_utf8(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{check_utf8(data)}; expected UTF-8: convert the document, or use the tokenizer "
-            f"'bytes', which takes any bytes"
+            f"'bytes', which accepts any bytes"
         ) from error

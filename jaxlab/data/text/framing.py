@@ -1,4 +1,4 @@
-"""Documents framed for next-token prediction, and how rows of a batch are shared by hosts."""
+"""Documents framed for next-token prediction: tokenised, with boundaries, padded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _WORD = re.compile(r"\S+")
 class Framed:
     """A document with its boundaries, padded to a multiple of the alignment.
 
-    Position p of the document has the input `ids[p]` and the target `ids[p + 1]`.
+    The input at position p is `ids[p]`, the target `ids[p + 1]`.
 
     Attributes:
-        ids: [length + 1]; the boundary, the tokens, and boundaries to the end.
-        num_tokens: tokens of the document that are in `ids`.
-        num_targets: positions whose target counts: every token, and the end of the document where
-            it is not cut off.
-        num_bytes: bytes of text that the tokens stand for.
-        num_words: words of that text, see `count_words`; None where they are not counted.
+        ids: [length + 1]; the boundary, the tokens, then boundaries to the end.
+        num_tokens: number of document tokens in `ids`.
+        num_targets: number of targets that count: every token, and the end of the document unless
+            it was truncated.
+        num_bytes: bytes of text in those tokens.
+        num_words: words in that text, see `count_words`; None if they were not counted.
     """
 
     ids: npt.NDArray[np.integer]
@@ -42,13 +42,13 @@ class Framed:
 
     @property
     def length(self) -> int:
-        """Positions with the padding; a multiple of the alignment."""
+        """Number of positions, padding included; a multiple of the alignment."""
         return len(self.ids) - 1
 
     def copy_into(self, row: NumpyBatch, at: int, offset: int) -> int:
-        """Copies positions from `offset` on to `row[at:]` and returns how many fitted.
+        """Copies the positions from `offset` on into `row[at:]`; returns how many fit.
 
-        `row` holds `inputs`, `targets` and a `mask` that is False so far, each [t].
+        `row` has `inputs`, `targets` and a `mask` that is still False, each [t].
         """
         count = min(len(row["mask"]) - at, self.length - offset)
         row["inputs"][at : at + count] = self.ids[offset : offset + count]
@@ -58,22 +58,21 @@ class Framed:
 
 
 class FramedDocuments:
-    """The documents of a source, tokenised and framed when asked for.
+    """The documents of a source, tokenised and framed on access.
 
-    The last ones used are kept, up to `cache_bytes` of ids. A document that somebody still holds is
-    never made twice.
+    A least-recently-used cache holds up to `cache_bytes` of ids. A document that is still
+    referenced elsewhere is never tokenised again.
 
     Args:
         source: the documents.
-        tokenizer: turns each into ids.
-        align: each document is padded to a multiple of this many positions.
-        cache_bytes: bound on the kept ids.
-        max_tokens: a document is cut off after this many tokens; None keeps it whole.
-        with_words: the words of every document are counted, which takes longer than its bytes do.
+        tokenizer: turns documents into ids.
+        align: documents are padded to a multiple of this.
+        cache_bytes: limit of the cache.
+        max_tokens: documents are truncated after this many tokens; None: never.
+        with_words: count the words of every document, which is slower than counting bytes.
 
     Raises:
-        UsageError: `source` has no document; when one is asked for, it cannot be read: the message
-            names it.
+        UsageError: `source` has no document; on access, a document cannot be read (named).
     """
 
     def __init__(
@@ -91,8 +90,8 @@ class FramedDocuments:
         self._cache_bytes, self._max_tokens = cache_bytes, max_tokens
         self._with_words = with_words
         self._dtype: type[np.integer] = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-        self._kept: OrderedDict[int, Framed] = OrderedDict()
-        self._kept_bytes = 0
+        self._cache: OrderedDict[int, Framed] = OrderedDict()
+        self._cached_bytes = 0
         self._live: weakref.WeakValueDictionary[int, Framed] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -102,7 +101,7 @@ class FramedDocuments:
         document = self._live.get(index)
         if document is None:
             document = self._live[index] = self._frame(self._read(index))
-        self._keep(index, document)
+        self._add_to_cache(index, document)
         return document
 
     def _read(self, index: int) -> bytes:
@@ -123,39 +122,39 @@ class FramedDocuments:
             num_words = count_words(data if whole else self._tokenizer.decode(tokens))
         return Framed(ids, len(tokens), num_targets, num_bytes, num_words)
 
-    def _keep(self, index: int, document: Framed) -> None:
-        if index in self._kept:
-            self._kept.move_to_end(index)
+    def _add_to_cache(self, index: int, document: Framed) -> None:
+        if index in self._cache:
+            self._cache.move_to_end(index)
             return
         if document.ids.nbytes > self._cache_bytes:
             return
-        self._kept[index] = document
-        self._kept_bytes += document.ids.nbytes
-        while self._kept_bytes > self._cache_bytes:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].ids.nbytes
+        self._cache[index] = document
+        self._cached_bytes += document.ids.nbytes
+        while self._cached_bytes > self._cache_bytes:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].ids.nbytes
 
 
 def count_words(text: bytes | str) -> int:
-    """Returns the number of words: what whitespace parts, as in `str.split`.
+    """Returns the number of words separated by whitespace, as in `str.split`.
 
-    That is how the words of PG-19 are counted for a perplexity by word (arXiv 1911.05507).
-    Punctuation belongs to the word that it touches.
+    Word-level perplexity on PG-19 counts words this way (arXiv 1911.05507). Punctuation belongs to
+    the word that it touches.
 
     >>> count_words("Call me Ishmael.\\n\\nSome years ago--never mind")
     7
 
     Args:
-        text: bytes are taken as UTF-8; those that are not count as letters.
+        text: bytes are decoded as UTF-8; invalid bytes count as letters.
     """
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return sum(1 for _ in _WORD.finditer(text))
 
 
 def require_aligned(segment_length: int, align: int) -> None:
-    """Checks that documents can start at multiples of `align` in segments of that length.
+    """Checks that `align` divides `segment_length`.
 
     Raises:
-        UsageError: a size below 1, or a segment that `align` does not divide.
+        UsageError: it does not, or a size is below 1.
     """
     require_positive(segment_length=segment_length, align=align)
     if segment_length % align:

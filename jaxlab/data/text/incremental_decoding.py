@@ -1,4 +1,4 @@
-"""Text from token ids that come bit by bit, up to a string that ends it."""
+"""Incremental decoding of token ids to text, up to a stop string."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from jaxlab.data.text.tokenizers import Tokenizer
 
 
 class IncrementalDecoder:
-    """The text of one row of ids, as it becomes certain.
+    """Decodes one row of ids as they arrive, returning text as soon as it is final.
 
-    Held back are a character whose bytes are not all there yet, and what may turn out to be the
-    beginning of a stop string. The text ends before the stop string that is complete first, the
-    longest of those that are complete at once: however the ids are cut into pieces, it is the same.
+    It holds back a character whose bytes are incomplete, and the possible beginning of a stop
+    string. The text ends before the first stop string to be completed, or the longest of several
+    completed by the same character. How the ids are split into chunks makes no difference.
 
     Args:
-      tokenizer: whose ids they are.
-      stop: the text ends before any of these.
+      tokenizer: the tokenizer of the ids.
+      stop: the strings before which the text ends.
 
     Attributes:
-      stopped: whether a stop string came; nothing follows.
+      stopped: whether a stop string was found; nothing follows.
 
     Raises:
       UsageError: an empty stop string.
 
     >>> from jaxlab.data import Bytes
     >>> row = IncrementalDecoder(Bytes(), stop="\\n\\n")
-    >>> [row.add(list(piece)) for piece in (b"one\\n", b"two\\n", b"\\nthree")], row.stopped
+    >>> [row.add(list(chunk)) for chunk in (b"one\\n", b"two\\n", b"\\nthree")], row.stopped
     (['one', '\\ntwo', ''], True)
     """
 
@@ -38,20 +38,20 @@ class IncrementalDecoder:
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(self._stop):
             raise UsageError(
-                f"stop={list(self._stop)} holds an empty string, which every text holds; leave it "
-                "out to go on to the end"
+                f"stop={list(self._stop)} holds an empty string, which would end every text; "
+                "leave it out to decode everything"
             )
         self._tokenizer = tokenizer
         self._ids, self._shown = np.zeros(0, np.int64), 0
         self.stopped = False
 
     def add(self, ids: npt.ArrayLike) -> str:
-        """The text that more ids [n] make certain."""
+        """Adds ids [n] and returns the text that they make final."""
         self._ids = np.concatenate([self._ids, np.asarray(ids, np.int64).reshape(-1)])
         return "" if self.stopped else self._show(self._text().rstrip("\ufffd"), more=True)
 
     def finish(self) -> str:
-        """What was held back, when no ids follow."""
+        """Returns the text held back; call it when no ids follow."""
         return "" if self.stopped else self._show(self._text(), more=False)
 
     def _text(self) -> str:
@@ -59,16 +59,17 @@ class IncrementalDecoder:
 
     def _show(self, text: str, more: bool) -> str:
         begin = self._shown
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s, begin)) >= 0]
-        self.stopped = bool(found)
-        if found:
-            self._shown = min(found)[1]
+        stops = [(at + len(s), at) for s in self._stop if (at := text.find(s, begin)) >= 0]
+        self.stopped = bool(stops)
+        if stops:
+            self._shown = min(stops)[1]
         else:
-            self._shown = max(begin, len(text) - (self._begun(text[begin:]) if more else 0))
+            held_back = self._possible_stop(text[begin:]) if more else 0
+            self._shown = max(begin, len(text) - held_back)
         return text[begin : self._shown]
 
-    def _begun(self, text: str) -> int:
-        """How many characters at the end of the text a stop string may begin with."""
+    def _possible_stop(self, text: str) -> int:
+        """Returns how many characters at the end of the text may begin a stop string."""
         sizes = (size for s in self._stop for size in range(1, len(s)) if text.endswith(s[:size]))
         return max(sizes, default=0)
 
@@ -76,9 +77,9 @@ class IncrementalDecoder:
 def decode_incrementally(
     tokenizer: Tokenizer, chunks: Iterable[npt.ArrayLike], stop: str | Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yields the text of chunks of ids as it becomes certain; joined, it is that of all ids.
+    """Yields the text of chunks of ids as it becomes final; joined, it is the text of all ids.
 
-    With `stop` it ends before the first of these strings, and takes no chunk more; see
+    With `stop`, the text ends before the first stop string, and no further chunk is read; see
     `IncrementalDecoder`.
 
     Raises:
@@ -88,13 +89,13 @@ def decode_incrementally(
     >>> list(decode_incrementally(Bytes(), [[104, 105, 0xC3], [0xA9]]))
     ['hi', 'é']
     """
-    return _pieces(IncrementalDecoder(tokenizer, stop), chunks)
+    return _decode(IncrementalDecoder(tokenizer, stop), chunks)
 
 
-def _pieces(row: IncrementalDecoder, chunks: Iterable[npt.ArrayLike]) -> Iterator[str]:
+def _decode(row: IncrementalDecoder, chunks: Iterable[npt.ArrayLike]) -> Iterator[str]:
     for chunk in chunks:
-        if piece := row.add(chunk):
-            yield piece
+        if text := row.add(chunk):
+            yield text
         if row.stopped:
             return
     if rest := row.finish():

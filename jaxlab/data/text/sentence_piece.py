@@ -1,4 +1,4 @@
-"""SentencePiece models, loaded or trained so that decoding gives back every character."""
+"""SentencePiece models, loaded or trained, with lossless decoding."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from jaxlab.core import UsageError
 from jaxlab.data.text.encoding import decode_utf8
 from jaxlab.data.text.sources import Source
 
-# SentencePiece writes a space as U+2581, and so would take a real U+2581 for a space.
+# SentencePiece writes a space as U+2581, so it would read a real U+2581 as a space.
 _SPACE_MARK = "\u2581"
-# Table rows are rounded up to the lane width of accelerators, which also divides over a mesh.
+# Table rows are padded to the lane width of accelerators, which also divides over a mesh.
 _ROW_MULTIPLE = 128
-# The trainer works on sentences; a longer line (minified code, a base64 blob) is cut.
+# The trainer works on sentences; longer lines (minified code, base64) are split.
 _MAX_LINE = 4096
 
 
 class SentencePiece:
     """A SentencePiece model as a `Tokenizer`.
 
-    `decode(encode(x)) == x` for every text where the model has byte fallback and normalises
-    nothing, as those made by `train`. The boundary is the model's end-of-sentence id, or its
-    begin-of-sentence id where it has no end. `num_bytes` counts bytes of the decoded pieces.
+    `decode(encode(x)) == x` for every text if the model has byte fallback and no normalisation, as
+    models made by `train` do. The boundary is the model's end-of-sentence id, or its
+    begin-of-sentence id if it has no end. `num_bytes` counts the bytes of the decoded pieces.
 
     Args:
-        model: path of a `.model` file, or the bytes of one.
+        model: the path of a `.model` file, or its content.
 
     Raises:
         UsageError: `sentencepiece` is not installed; the file is missing or not a model; the model
-            has neither boundary.
+            has neither an end- nor a begin-of-sentence id.
     """
 
     def __init__(self, model: str | os.PathLike[str] | bytes):
@@ -78,20 +78,20 @@ class SentencePiece:
     ) -> SentencePiece:
         """Trains a model on documents of `source`, with byte fallback and no normalisation.
 
-        Newline and tab are pieces of their own, so that no piece crosses a line. Every space is
-        kept, and runs of spaces become pieces.
+        Newline and tab are separate pieces, so no piece spans two lines. All spaces are preserved;
+        runs of spaces can become pieces.
 
         Args:
             source: UTF-8 documents.
             vocab_size: number of pieces, at least 256 bytes + 4 + the characters of the text.
-            path: where to write the model; None keeps it in memory.
+            path: where to write the model; None: only in memory.
             kind: `bpe` or `unigram`.
-            seed: the order in which documents are drawn for the sample.
-            sample_bytes: drawing stops when that many bytes are read.
+            seed: determines which documents are sampled.
+            sample_bytes: sampling stops after this many bytes.
 
         Raises:
-            UsageError: an unknown kind; a `vocab_size` that the text cannot fill or that does not
-                hold its characters; no text; a document that is not UTF-8.
+            UsageError: an unknown kind; a `vocab_size` too large for the text or too small for its
+                characters; no text; a document that is not UTF-8.
         """
         spm = _import_sentencepiece()
         if kind not in ("bpe", "unigram"):
@@ -117,7 +117,7 @@ class SentencePiece:
                 bos_id=-1,
                 pad_id=-1,
                 max_sentence_length=8 * _MAX_LINE,  # in bytes
-                num_threads=1,  # sums over several threads differ in the last digit
+                num_threads=1,  # sums over several threads are not reproducible
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -131,7 +131,7 @@ class SentencePiece:
         """Returns the ids int32 [n] of `text`, without boundaries.
 
         Raises:
-            UsageError: bytes that are not UTF-8; names the byte and its offset.
+            UsageError: the bytes are not UTF-8; names the byte and its offset.
         """
         text = decode_utf8(text) if isinstance(text, bytes) else text
         parts = text.split(_SPACE_MARK) if self._mark else [text]
@@ -142,19 +142,19 @@ class SentencePiece:
         return np.array(ids, np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Returns the text of ids [n]; what is not UTF-8 becomes U+FFFD."""
+        """Returns the text of ids [n]; invalid UTF-8 becomes U+FFFD."""
         flat = np.asarray(ids, np.int64).reshape(-1)
         known = flat[(flat >= 0) & (flat < self.num_tokens)].tolist()
         return b"".join([self._pieces[i] for i in known]).decode("utf-8", "replace")
 
     def num_bytes(self, ids: npt.ArrayLike) -> int:
-        """Returns how many bytes of text the ids [n] stand for; control ids stand for none."""
+        """Returns the number of bytes of text in ids [n]; control ids have none."""
         flat = np.asarray(ids, np.int64).reshape(-1)
         known = (flat >= 0) & (flat < self.num_tokens)
         return int(self._lengths[np.where(known, flat, self.num_tokens)].sum())
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Returns name, table size, boundary and the sha256 of the model."""
+        """Returns the name, table size and boundary, and the sha256 of the model."""
         return {
             "name": "sentencepiece",
             "vocab_size": self.vocab_size,
@@ -165,7 +165,7 @@ class SentencePiece:
     def _encode_lines(self, text: str) -> list[int]:
         if self._newline is None:
             return self._processor.encode(text)
-        # No piece crosses a newline, so lines encode apart to the same ids, in half the time.
+        # No piece spans a newline, so encoding line by line gives the same ids in half the time.
         ids: list[int] = []
         for line in self._processor.encode(text.split("\n"), num_threads=1):
             ids += line
@@ -173,17 +173,17 @@ class SentencePiece:
         return ids[:-1]
 
     def _keeps_spaces(self) -> bool:
-        """Whether text cut in two encodes as it does whole: no space is added or taken away."""
+        """Returns whether text can be split before encoding: no space is added or removed."""
         return self.decode(self._processor.encode(" ")) == " "
 
     def _lone_newline(self) -> int | None:
-        """Returns the id of the newline if it is in no other piece, else None."""
+        """Returns the id of the newline if no other piece contains one, else None."""
         holders = [i for i, piece in enumerate(self._pieces) if b"\n" in piece]
         holders = [i for i in holders if not self._processor.is_byte(i)]
         return holders[0] if len(holders) == 1 and self._pieces[holders[0]] == b"\n" else None
 
     def _byte_ids(self, data: bytes) -> list[int]:
-        """Returns the byte-fallback ids of `data`, or [] for a model without byte fallback."""
+        """Returns the byte-fallback ids of `data`, or [] if the model has no byte fallback."""
         ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in data]
         return ids if all(self._processor.is_byte(i) for i in ids) else []
 
@@ -215,12 +215,12 @@ def _boundary(processor: Any, origin: str) -> int:
             return boundary
     raise UsageError(
         f"SentencePiece model {origin!r} has neither an end- nor a begin-of-sentence id; expected "
-        f"one, to stand between documents"
+        f"one to separate documents"
     )
 
 
 def _piece_bytes(processor: Any, index: int) -> bytes:
-    """Returns the bytes a piece stands for; control, unknown and unused pieces stand for none."""
+    """Returns the bytes of a piece; control, unknown and unused pieces have none."""
     if processor.is_control(index) or processor.is_unknown(index) or processor.is_unused(index):
         return b""
     piece = processor.id_to_piece(index)
@@ -245,10 +245,10 @@ def _training_error(error: RuntimeError, vocab_size: int) -> UsageError:
     most = re.search(r"value <= (\d+)", reason)
     least = re.search(r"required_chars\. \d+ vs (\d+)", reason)
     if most:
-        return UsageError(f"vocab_size={vocab_size} is more than the text fills; at most {most[1]}")
+        return UsageError(f"vocab_size={vocab_size} is too large for the text; at most {most[1]}")
     if least:
         return UsageError(
-            f"vocab_size={vocab_size} does not hold the 256 bytes and the characters of the text; "
-            f"at least {least[1]}"
+            f"vocab_size={vocab_size} is too small for the 256 bytes and the characters of the "
+            f"text; at least {least[1]}"
         )
     return UsageError(f"SentencePiece training with vocab_size={vocab_size} failed: {reason}")

@@ -1,7 +1,7 @@
 """Sources: random-access sequences of whole documents, as raw bytes.
 
-Every source has `len(source)`, `source[i] -> bytes` and `source.names`. Nothing is read when a
-source is imported, and a document is read only when it is asked for.
+Every source has `len(source)`, `source[i] -> bytes` and `source.names`. A document is read only
+when it is accessed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Protocol, runtime_checkable
 from jaxlab.core import UsageError
 from jaxlab.data.digest import digest
 from jaxlab.data.files import (
-    all_empty,
+    all_empty_error,
     files_below,
     files_with_text,
     matching_files,
-    no_match,
+    no_match_error,
     read_file,
-    under_its_path,
+    with_path_header,
 )
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A sequence of documents. `names` are stable: splits and saved positions depend on them."""
+    """A sequence of documents; splits and saved positions depend on their `names`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Documents:
 
     Args:
         documents: bytes, or str, which is encoded as UTF-8.
-        names: one name a document; the default is its number.
+        names: one name per document; None: its number.
 
     Raises:
         UsageError: the numbers of names and documents differ.
@@ -60,7 +60,7 @@ class Documents:
         if len(self.names) != len(self._documents):
             raise UsageError(
                 f"names has {len(self.names)} entries for {len(self._documents)} documents; "
-                f"pass one name a document, or none"
+                f"pass one name per document, or None"
             )
 
     def __len__(self) -> int:
@@ -86,17 +86,17 @@ class Subset:
 
 
 class TextFiles:
-    """Files on disk, one document a file; empty files are left out.
+    """Files on disk, one document per file; empty files are left out.
+
+    Names are paths relative to the folder, or to the deepest folder that contains all listed files.
 
     Args:
-        paths: a folder, searched recursively and sorted by relative path; or one file; or a list
-            of files, kept in its order.
-        pattern: shell pattern of the file names that are taken from a folder.
-
-    Names are paths relative to the folder, or to the deepest folder that holds all listed files.
+        paths: a folder, searched recursively and sorted by relative path; or one file; or a list of
+            files, in its order.
+        pattern: shell pattern that file names in a folder must match.
 
     Raises:
-        UsageError: a path is missing or unreadable, nothing matches, or every file is empty.
+        UsageError: a path is missing or unreadable, no file matches, or every file is empty.
     """
 
     def __init__(
@@ -109,20 +109,20 @@ class TextFiles:
         files = [pathlib.Path(path) for path in listed]
         if single and files[0].is_dir():
             root = files[0]
-            there = files_below(root)
-            files = matching_files(there, [pattern])
+            candidates = files_below(root)
+            files = matching_files(candidates, [pattern])
             if not files:
-                raise no_match(root, there, [pattern])
+                raise no_match_error(root, candidates, [pattern])
         else:
             if not files:
                 raise UsageError("paths is an empty list; pass a folder or at least one file")
             root = pathlib.Path(os.path.commonpath([p.absolute().parent for p in files]))
             files = [p.absolute() for p in files]
-        kept = files_with_text(files)
-        if not kept:
-            raise all_empty(root, len(files))
-        self.files = tuple(kept)
-        self.names = tuple(p.relative_to(root).as_posix() for p in kept)
+        with_text = files_with_text(files)
+        if not with_text:
+            raise all_empty_error(root, len(files))
+        self.files = tuple(with_text)
+        self.names = tuple(p.relative_to(root).as_posix() for p in with_text)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -131,8 +131,8 @@ class TextFiles:
         return read_file(self.files[index])
 
 
-# Distributions ship these apart from the interpreter, generate them at build time or patch them in;
-# without them the documents are the same for one Python version however it was packaged.
+# Distributions package these separately, generate them at build time or patch them; without them,
+# the documents of a Python version do not depend on how it was packaged.
 _PACKAGED_APART = frozenset(
     {
         "_distutils_system_mod",
@@ -162,14 +162,14 @@ _NOT_SOURCES = frozenset(
 
 
 class StandardLibrary:
-    """Source code of the running interpreter's standard library.
+    """The source code of the running interpreter's standard library.
 
-    One document is a top-level module, or a package: all its `.py` files in sorted path order,
-    each preceded by a line `# <relative path>`. Tests, installed packages, and the modules that
-    distributions package apart from the interpreter are left out.
+    A document is a top-level module or package: all its `.py` files in sorted path order, each
+    after a line `# <relative path>`. Tests, installed packages, and modules that distributions
+    package separately from the interpreter are left out.
 
     Raises:
-        UsageError: the interpreter has no `.py` files of its standard library on disk.
+        UsageError: the `.py` files of the standard library are not on disk.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class StandardLibrary:
         if not modules:
             raise UsageError(
                 f"no .py files of the standard library in {str(self._root)!r}; pass a folder of "
-                f"text files, as 'text:/path/to/folder'"
+                f"text files, such as 'text:/path/to/folder'"
             )
         self.names = tuple(modules)
         self._files = tuple(modules.values())
@@ -188,7 +188,7 @@ class StandardLibrary:
 
     def __getitem__(self, index: int) -> bytes:
         return b"".join(
-            under_its_path(path.relative_to(self._root).as_posix(), read_file(path))
+            with_path_header(path.relative_to(self._root).as_posix(), read_file(path))
             for path in self._files[index]
         )
 
@@ -202,16 +202,16 @@ def _modules(root: pathlib.Path) -> Iterator[tuple[str, tuple[pathlib.Path, ...]
         if entry.suffix == ".py" and entry.is_file():
             yield name, (entry,)
         elif (entry / "__init__.py").is_file():
-            inside = (p.relative_to(root) for p in entry.rglob("*.py"))
-            kept = sorted(p.as_posix() for p in inside if _NOT_SOURCES.isdisjoint(p.parts[:-1]))
-            yield name, tuple(root / p for p in kept)
+            files = (p.relative_to(root) for p in entry.rglob("*.py"))
+            paths = sorted(p.as_posix() for p in files if _NOT_SOURCES.isdisjoint(p.parts[:-1]))
+            yield name, tuple(root / p for p in paths)
 
 
 def split(source: Source, held_out_rate: float, seed: int = 0) -> tuple[Subset, Subset]:
-    """Splits whole documents into training and held-out ones.
+    """Splits a source into training and held-out documents.
 
-    A document's place depends on a hash of `seed` and its name: the documents with the
-    `round(held_out_rate * n)` smallest hashes (at least one, at most n - 1) are held out.
+    The `round(held_out_rate * n)` documents (at least one, at most n - 1) with the smallest hash of
+    `seed` and name are held out.
 
     Returns:
         (train, held_out), both in the order of `source` and never empty.
@@ -220,7 +220,7 @@ def split(source: Source, held_out_rate: float, seed: int = 0) -> tuple[Subset, 
         UsageError: `held_out_rate` is not between 0 and 1, or there are fewer than two documents.
     """
     if not 0 < held_out_rate < 1:
-        raise UsageError(f"held_out_rate={held_out_rate}; expected a share between 0 and 1")
+        raise UsageError(f"held_out_rate={held_out_rate}; expected a fraction between 0 and 1")
     if len(source) < 2:
         raise UsageError(
             f"the source has {len(source)} document(s), too few to hold one out; pass a separate "

@@ -10,20 +10,20 @@ from jaxlab.data.tfds import import_tfds, open_builder, open_examples
 
 
 class TfdsText:
-    """One text feature of a prepared `tensorflow_datasets` data set, one document an example.
+    """A text feature of a prepared `tensorflow_datasets` data set, one document per example.
 
-    The data set must already lie on disk in a random-access format: nothing is downloaded.
-    `names` are `<data set>/<split>/<number>`, so that they cost no reading.
+    The data set must already be on disk in a random-access format: nothing is downloaded. `names`
+    are `<data set>/<split>/<number>`, which needs no reading.
 
     Args:
         name: name of the data set, with an optional config and version: `pg19`, `glue/sst2`.
         split: a split or a part of one: `train`, `train[:60%]`.
-        data_dir: the folder that holds the data sets; None is the default of `tensorflow_datasets`.
-        feature: the feature that holds the text. None takes the only `Text` feature; where there
-            are several, or none but plain strings, the one that is longest in the first example.
+        data_dir: the folder of the data sets; None: the default of `tensorflow_datasets`.
+        feature: the text feature. None: the only `Text` feature; of several, or of plain strings if
+            there is none, the longest in the first example.
 
     Raises:
-        UsageError: a package is missing; the data set, split or feature does not exist or holds no
+        UsageError: a package is missing; the data set, split or feature does not exist or is not
             text; the data set is not prepared, or not in a random-access format.
     """
 
@@ -46,7 +46,7 @@ class TfdsText:
         return self._examples[index][self.feature]
 
     def title(self, index: int) -> str | None:
-        """Returns the example's `title` (or `..._title`) feature, or None where it has none."""
+        """Returns the example's `title` (or `..._title`) feature, or None if it has none."""
         example = self._examples[index]
         keys = [k for k in example if k == "title" or k.endswith("_title")]
         return example[keys[0]].decode("utf-8", "replace") if keys else None

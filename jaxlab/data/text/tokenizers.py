@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, and SentencePiece models that give back every character."""
+"""Tokenizers: bytes, and SentencePiece models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxlab.data.text.sentence_piece import SentencePiece as SentencePiece
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to token ids and back."""
+    """Converts text to token ids and back."""
 
     @property
     def spec(self) -> str:
-        """The string that `open_tokenizer` takes to make it again."""
+        """The string from which `open_tokenizer` makes this tokenizer."""
         ...
 
     @property
@@ -27,12 +27,12 @@ class Tokenizer(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Ids with a meaning; at most `vocab_size`, the rest are never produced."""
+        """Number of ids in use, at most `vocab_size`; the rest never occur."""
         ...
 
     @property
     def boundary_id(self) -> int:
-        """The id that stands before and after each document; no text encodes to it."""
+        """The id before and after each document; no text encodes to it."""
         ...
 
     def encode(self, text: bytes | str) -> npt.NDArray[np.int32]:
@@ -44,16 +44,16 @@ class Tokenizer(Protocol):
         ...
 
     def num_bytes(self, ids: npt.ArrayLike) -> int:
-        """Returns how many bytes of text the ids [n] stand for."""
+        """Returns the number of bytes of text in ids [n]."""
         ...
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Returns what tells this tokenizer from another, as plain JSON."""
+        """Returns plain JSON that identifies this tokenizer."""
         ...
 
 
 class Bytes:
-    """The 256 bytes, one boundary, and three unused ids: the byte vocabulary of arXiv 2203.07852.
+    """The byte vocabulary of arXiv 2203.07852: 256 bytes, one boundary and three unused ids.
 
     >>> Bytes().encode("hi").tolist()
     [104, 105]
@@ -67,12 +67,12 @@ class Bytes:
     boundary_id = 256
 
     def encode(self, text: bytes | str) -> npt.NDArray[np.int32]:
-        """Returns the UTF-8 bytes of `text` as int32 [n]; bytes need not be UTF-8."""
+        """Returns the bytes of `text` (UTF-8 if it is a str) as int32 [n]."""
         data = text.encode("utf-8") if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Returns the text of ids [n]; what is not UTF-8 becomes U+FFFD."""
+        """Returns the text of ids [n]; invalid UTF-8 becomes U+FFFD."""
         return self._bytes(ids).tobytes().decode("utf-8", "replace")
 
     def num_bytes(self, ids: npt.ArrayLike) -> int:
@@ -80,7 +80,7 @@ class Bytes:
         return self._bytes(ids).size
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Returns name, table size and boundary."""
+        """Returns the name, table size and boundary."""
         return {"name": self.spec, "vocab_size": self.vocab_size, "boundary_id": self.boundary_id}
 
     def _bytes(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:

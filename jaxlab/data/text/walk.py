@@ -1,4 +1,4 @@
-"""Held-out evaluation: every document whole, exactly once, with positions."""
+"""One pass over held-out documents: each is read whole and exactly once, with positions."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from jaxlab.data.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """The batches of one walk through a source; it can be walked again and again.
+    """The batches of one pass over a source; it can be iterated repeatedly.
 
-    Row `b` of a batch continues row `b` of the one before. A batch holds, for the rows of this
+    Row `b` of a batch continues row `b` of the previous batch. A batch has, for the rows of this
     process and t = `segment_length`, `inputs`, `targets`, `mask` and `start` as in
     `DocumentStream`, and
 
     * `position`: int32 [b, t]; position of the target in its document, from 0; 0 where mask is
       False.
-    * `index`: int32 [b, t]; the document's number in the source; -1 where mask is False.
+    * `index`: int32 [b, t]; the document's index in the source; -1 where mask is False.
 
     Attributes:
-        segment_length: positions of a row in one batch; all batches have one shape.
-        num_batches: batches of the walk, the same on every host; also `len(walk)`.
-        num_targets: predictions of all hosts together.
-        num_bytes: bytes of text those predictions cover: nats / num_bytes / ln 2 is exactly the
-            bits per byte.
-        num_words: words of that text, see `count_words`; where a document is cut off within a word,
-            that counts as one.
-        num_documents: documents with text.
+        segment_length: positions per row and batch; all batches have the same shape.
+        num_batches: number of batches, the same on every process; also `len(walk)`.
+        num_targets: number of predictions on all processes together.
+        num_bytes: bytes of text that those predict: bits per byte are nats / num_bytes / ln 2.
+        num_words: words of that text, see `count_words`; a word cut off by truncation counts as
+            one.
+        num_documents: number of documents with text.
     """
 
     segment_length: int
@@ -58,7 +57,7 @@ class Walk:
             yield {name: np.stack([s[name] for s in segments]) for name in segments[0]}
 
     def _segments(self, indices: tuple[int, ...]) -> Iterator[NumpyBatch]:
-        """Yields the segments of one row, then empty ones without end."""
+        """Yields the segments of one row, then empty ones forever."""
         segment, filled = self._empty(), 0
         for index in indices:
             document, offset = self._documents[index], 0
@@ -67,11 +66,11 @@ class Walk:
                     yield segment
                     segment, filled = self._empty(), 0
                 count = document.copy_into(segment, filled, offset)
-                here = slice(filled, filled + count)
-                counted = segment["mask"][here]
+                span = slice(filled, filled + count)
+                counted = segment["mask"][span]
                 segment["start"][filled] = offset == 0
-                segment["position"][here] = np.arange(offset, offset + count) * counted
-                segment["index"][here] = np.where(counted, index, -1)
+                segment["position"][span] = np.arange(offset, offset + count) * counted
+                segment["index"][span] = np.where(counted, index, -1)
                 offset, filled = offset + count, filled + count
         while True:
             yield segment
@@ -100,24 +99,24 @@ def walk(
     rows: Sequence[int] | None = None,
     cache_bytes: int = 1 << 27,
 ) -> Walk:
-    """Plans a walk in which each document of `source` is read whole and exactly once.
+    """Plans a pass that reads each document of `source` whole and exactly once.
 
-    Documents are dealt to rows longest first, each to the row with the least so far; rows that end
-    early are padded with mask False. Every host tokenises every document once, to plan.
+    Documents are assigned to rows longest first, each to the row with the least text so far; rows
+    that end early are padded with mask False. Every process tokenises every document once to plan.
 
     Args:
         source: the held-out documents; those without tokens are left out.
-        tokenizer: turns each into ids.
+        tokenizer: turns documents into ids.
         batch_size: rows of the global batch.
-        segment_length: positions of a row in one batch.
-        align: documents start at multiples of this; it divides `segment_length`.
-        max_document_tokens: only so many first tokens of each document; a document that is cut off
-            has no end to predict.
-        rows: those of the global batch that this host reads, see `core.local_rows`; None: all.
-        cache_bytes: bound on the tokenised documents that are kept.
+        segment_length: positions per row and batch.
+        align: documents start at multiples of this, which must divide `segment_length`.
+        max_document_tokens: truncates documents to this many tokens; the end of a truncated
+            document is not predicted.
+        rows: the rows of the global batch for this process, see `core.local_rows`; None: all.
+        cache_bytes: limit of the cache of tokenised documents.
 
     Raises:
-        UsageError: sizes that do not fit each other, or no document with text.
+        UsageError: inconsistent sizes, or no document with text.
     """
     rows = checked_rows(batch_size, rows)
     require_aligned(segment_length, align)
@@ -153,7 +152,7 @@ def walk(
 
 
 def _deal(lengths: dict[int, int], num_rows: int) -> tuple[list[tuple[int, ...]], int]:
-    """Deals documents to rows, longest first to the shortest row; also the longest row's length."""
+    """Assigns documents to rows, longest first; also returns the length of the longest row."""
     heap = [(0, row) for row in range(num_rows)]
     plan: list[list[int]] = [[] for _ in heap]
     for index in sorted(lengths, key=lambda i: (-lengths[i], i)):

@@ -181,7 +181,7 @@ def test_grey_digits_get_noise_and_contrast():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"severity": 6}, "severity=6 of fog; expected a whole number from 1 to 5"),
+        ({"severity": 6}, "severity=6 of fog; expected an integer from 1 to 5"),
         ({"severity": 0}, "severity=0"),
         ({"severity": True}, "severity=True"),
         ({"severity": 2.5}, "severity=2.5"),
@@ -195,7 +195,7 @@ def test_grey_digits_get_noise_and_contrast():
         ({"images": np.zeros((1, 32, 32, 4), np.uint8)}, "4 channels; expected 3"),
         ({"images": np.zeros((1, 4, 4, 3), np.uint8), "any_size": True}, "at least 8x8"),
         ({"index": [0, 1]}, r"shape \(2,\) for 1 images"),
-        ({"index": [-1]}, "expected a whole number from 0 on"),
+        ({"index": [-1]}, "expected a non-negative integer"),
         ({"index": [0.5]}, "an index of dtype float64"),
     ],
 )

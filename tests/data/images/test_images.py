@@ -49,7 +49,7 @@ def test_classes_are_counted_from_the_labels_where_nothing_is_said():
         (levels(2, 3, 8, 8), [0, 1], {}, r"channels first; .*transpose\(0, 2, 3, 1\)"),
         (levels(0, 4, 4, 1), [], {}, "expected at least one"),
         (levels(2, 4, 4, 1), [[0], [1]], {}, r"\(2, 1\); expected \[2\]: pass labels\[:, 0\]"),
-        (levels(2, 4, 4, 1), [0.0, 1.0], {}, "labels of dtype float64; expected whole numbers"),
+        (levels(2, 4, 4, 1), [0.0, 1.0], {}, "labels of dtype float64; expected integers"),
         (levels(2, 4, 4, 1), [0, -1], {}, "label -1 of example 1 is out of range"),
         (levels(2, 4, 4, 1), [0, 2], {"num_classes": 2}, "label 2 of example 1 .* 0 to 1"),
         (levels(2, 4, 4, 1), [0, 1], {"num_classes": 0}, "num_classes=0; expected at least 1"),
@@ -112,7 +112,7 @@ def test_neither_part_of_a_split_is_empty(rate, sizes):
 
 
 def test_split_out_of_range_is_refused():
-    with pytest.raises(UsageError, match="held_out_rate=1; expected a share between 0 and 1"):
+    with pytest.raises(UsageError, match="held_out_rate=1; expected a fraction between 0 and 1"):
         numbered(10).split(1)
     with pytest.raises(UsageError, match="has one image"):
         numbered(1).split(0.5)

@@ -56,7 +56,7 @@ def test_decoded_images_are_kept(data_dir, tmp_path, monkeypatch):
         (("mnist", "train[9000:]"), {}, "part 'train.9000:.' of 'mnist' .*'train' has 8000 exam"),
         (("mnist", "train[:0]"), {}, "part 'train.:0.' of 'mnist' cannot be read"),
         (("pg19",), {}, "'pg19' has no image feature; it has book_text"),
-        (("mnist",), {"label": "image"}, "feature 'image' of 'mnist' is no label; .* of: label"),
+        (("mnist",), {"label": "image"}, "feature 'image' of 'mnist' is not a label; .* of: label"),
         (("mnist",), {"size": 14}, r"size=14; expected \(height, width\)"),
     ],
 )

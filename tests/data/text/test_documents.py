@@ -226,7 +226,7 @@ def test_small_cache_changes_nothing_but_the_time():
 def test_cache_holds_no_more_than_its_bound():
     reader = stream(texts([100] * 20), cache_bytes=1000)
     take(reader, 100)
-    kept = reader._documents._kept
+    cache = reader._documents._cache
     assert 0 < sum(d.ids.nbytes for d in kept.values()) <= 1000
 
 
@@ -277,7 +277,9 @@ def test_state_without_the_rows_of_this_host_is_refused():
 
 
 def test_something_else_than_a_state_is_refused():
-    with pytest.raises(UsageError, match=r"has the keys \['step'\]; expected what stream.state"):
+    with pytest.raises(
+        UsageError, match=r"has the keys \['step'\]; expected the result of stream.state"
+    ):
         stream(texts([5])).restore({"step": 3})
 
 

@@ -1,4 +1,4 @@
-"""Text in pieces, against the whole text cut where a plain search finds a stop string."""
+"""Incremental decoding, against a search for stop strings in the whole text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cut(text, stop):
     return text
 
 
-def in_pieces(ids, size):
+def in_chunks(ids, size):
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
@@ -42,8 +42,8 @@ def in_pieces(ids, size):
     ],
 )
 def test_text_ends_before_the_first_stop_string_however_ids_are_cut(stop, size):
-    pieces = list(decode_incrementally(Bytes(), in_pieces(Bytes().encode(TEXT), size), stop))
-    assert "".join(pieces) == cut(TEXT, stop) and all(pieces)
+    texts = list(decode_incrementally(Bytes(), in_chunks(Bytes().encode(TEXT), size), stop))
+    assert "".join(texts) == cut(TEXT, stop) and all(texts)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -52,8 +52,8 @@ def test_texts_and_stop_strings_of_few_letters_agree_with_the_search(seed):
     text = "".join(rng.choice(list("a\u00e9"), 30))
     stop = ["".join(rng.choice(list("a\u00e9"), rng.integers(2, 7))) for _ in range(3)]
     for size in (1, 4, 70):
-        pieces = decode_incrementally(Bytes(), in_pieces(Bytes().encode(text), size), stop)
-        assert "".join(pieces) == cut(text, stop)
+        texts = decode_incrementally(Bytes(), in_chunks(Bytes().encode(text), size), stop)
+        assert "".join(texts) == cut(text, stop)
 
 
 def test_a_stop_string_inside_and_across_tokens_of_several_characters_is_found():
@@ -64,7 +64,7 @@ def test_a_stop_string_inside_and_across_tokens_of_several_characters_is_found()
     ids = tokenizer.encode(text)
     assert len(ids) < 15  # tokens are longer than a character
     for stop in ("a", "t s", "at on", "mat"):
-        got = "".join(decode_incrementally(tokenizer, in_pieces(ids, 1), stop))
+        got = "".join(decode_incrementally(tokenizer, in_chunks(ids, 1), stop))
         assert got == text[: text.index(stop)]
 
 

@@ -88,7 +88,7 @@ def test_a_repository_of_binary_files_is_an_empty_document_that_walks_leave_out(
 def test_what_cannot_be_used_is_named(folder, tmp_path_factory):
     bare = grow(tmp_path_factory.mktemp("bare"), {"x.py": b"x"})
     for spec, message in {
-        f"{folder}/nowhere": "nowhere' does not exist; expected a folder with one sub-folder a rep",
+        f"{folder}/nowhere": "nowhere' does not exist; expected a folder with one sub-folder per",
         f"{folder}/nowhere:*.py": "nowhere' does not exist",
         f"{folder}/loose.py": "loose.py' is a file; expected a folder",
         f"{bare}": "has no repository: .* pass the folder that holds it",

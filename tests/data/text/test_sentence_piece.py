@@ -88,7 +88,7 @@ def test_model_that_is_missing_or_none_is_named(tmp_path):
 def test_vocabulary_that_does_not_fit_the_text_is_refused_with_the_bound():
     with pytest.raises(UsageError, match=r"vocab_size=100 .*at least \d+"):
         SentencePiece.train(Documents([TEXT]), 100)
-    with pytest.raises(UsageError, match=r"vocab_size=90000 is more than .* at most \d+"):
+    with pytest.raises(UsageError, match=r"vocab_size=90000 is too large .* at most \d+"):
         SentencePiece.train(Documents([TEXT]), 90000)
     with pytest.raises(UsageError, match="no text to train on"):
         SentencePiece.train(Documents([""]), 300)

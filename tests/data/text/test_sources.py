@@ -139,7 +139,7 @@ def test_split_leaves_no_side_empty(rate):
 def test_split_refuses_what_cannot_be_split():
     with pytest.raises(UsageError, match=r"has 1 document\(s\).* pass a separate held-out folder"):
         split(Documents(["a"]), 0.1)
-    with pytest.raises(UsageError, match="held_out_rate=1.5; expected a share between 0 and 1"):
+    with pytest.raises(UsageError, match="held_out_rate=1.5; expected a fraction between 0 and 1"):
         split(Documents(["a", "b"]), 1.5)
 
 

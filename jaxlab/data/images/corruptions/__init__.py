@@ -1,8 +1,8 @@
 """The nineteen common corruptions of small images, at five severities each.
 
-Parameters and algorithms are those of CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261), in
-JAX on the device and with a key of its own for every image. `docs/corruptions.md` says which are
-exact and which are our own.
+Parameters and algorithms are those of CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261),
+implemented in JAX on the device, with one random key per image. `docs/corruptions.md` says which
+match the published sets exactly and which are our own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blurs: out of focus, through glass, of a moving camera, of a zoom."""
+"""Blurs: defocus, Gaussian, glass, motion and zoom."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from jaxlab.data.images.corruptions.filters import (
 from jaxlab.data.images.corruptions.levels import as_levels, on_unit_interval, rounded
 
 GLASS_MARGIN = 2
-"""Rows and columns at the top and left that glass leaves in place."""
+"""Rows and columns at the top and left that glass blur does not move."""
 
 
 @on_unit_interval
 def filtered(
     key: jax.Array, x_hwc: jax.Array, rows_kih: jax.Array, columns_kjw: jax.Array
 ) -> jax.Array:
-    """The filter of these matrices; no randomness."""
+    """Applies the filter of these matrices; deterministic."""
     return separable(x_hwc, rows_kih, columns_kjw)
 
 
 def gaussian_constants(size: tuple[int, int], sigma: float) -> tuple[np.ndarray, ...]:
-    """Matrices of a Gaussian that ends 4 deviations away."""
+    """Matrices of a Gaussian, truncated at 4 standard deviations."""
     return gaussian_matrices(size, sigma)
 
 
 def defocus_kernel(radius: float, sigma: float) -> np.ndarray:
-    """A disk of whole pixels, blurred by a 3x3 Gaussian; sums to 1. [17, 17]."""
+    """A disk of whole pixels, blurred by a 3x3 Gaussian; [17, 17], sums to 1."""
     x = np.arange(-8, 9)
     disk = (x[:, None] ** 2 + x[None, :] ** 2 <= radius**2).astype(np.float64)
-    # A Gaussian of any width is three pixels wide here.
+    # The Gaussian has three taps whatever its width.
     taps = np.exp(-0.5 * (np.arange(-1, 2) / sigma) ** 2)
     taps /= taps.sum()
     blur = sum(tap * np.eye(17, k=i) for i, tap in zip((-1, 0, 1), taps, strict=True))
@@ -46,7 +46,7 @@ def defocus_kernel(radius: float, sigma: float) -> np.ndarray:
 
 
 def defocus_constants(size: tuple[int, int], radius: float, sigma: float) -> tuple[np.ndarray, ...]:
-    """Matrices of the part of the disk that is not zero."""
+    """Matrices of the nonzero part of the disk."""
     reach = int(radius) + 1
     kernel = defocus_kernel(radius, sigma)[8 - reach : 9 + reach, 8 - reach : 9 + reach]
     return kernel_matrices(size, kernel, MIRROR)
@@ -54,7 +54,7 @@ def defocus_constants(size: tuple[int, int], radius: float, sigma: float) -> tup
 
 def zoom_constants(size: tuple[int, int], end: float) -> tuple[np.ndarray, np.ndarray]:
     """Matrices of the zooms by 1, 1.01, 1.02, ... below `end`."""
-    # As the published sets have it: for some ends one factor more, by rounding.
+    # As in the published sets: for some ends, rounding adds one more factor.
     factors = np.arange(1, end, 0.01)
     rows, columns = (np.stack([zoom_matrix(n, f)[None] for f in factors]) for n in size)
     return rows, columns
@@ -62,10 +62,10 @@ def zoom_constants(size: tuple[int, int], end: float) -> tuple[np.ndarray, np.nd
 
 @on_unit_interval
 def zoom(key: jax.Array, x_hwc: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The mean of the image and its zooms; no randomness."""
+    """Averages the image and its zooms; deterministic."""
 
-    # One after the other, so that where all are equal their sum is rounded as in the published
-    # sets, and cutting off gives the same level.
+    # Sequentially, so that equal values round as in the published sets and truncate to the same
+    # level.
     def add(total_hwc: jax.Array, matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total_hwc + separable(x_hwc, *matrices), None
 
@@ -79,7 +79,7 @@ def motion_constants(size: tuple[int, int], radius: float, sigma: float) -> tupl
 
 
 def motion(key: jax.Array, image_hwc: jax.Array, taps: jax.Array) -> jax.Array:
-    """Motion along a line within 45 degrees of level, in levels, which are rounded."""
+    """Blurs along a line within 45 degrees of horizontal; works on levels and rounds them."""
     degrees = jax.random.uniform(key, (), jnp.float32, -45, 45)
     return rounded(motion_blur(image_hwc.astype(jnp.float32), taps, degrees))
 
@@ -87,7 +87,7 @@ def motion(key: jax.Array, image_hwc: jax.Array, taps: jax.Array) -> jax.Array:
 def glass_constants(
     size: tuple[int, int], sigma: float, reach: int, iterations: int
 ) -> tuple[np.ndarray | int, ...]:
-    """Matrices of the blur, and how often pixels move; they move by `reach` 1 at each severity."""
+    """Matrices of the blur, and the number of iterations; `reach` is 1 at every severity."""
     return *gaussian_matrices(size, sigma), iterations
 
 
@@ -95,11 +95,11 @@ def glass_constants(
 def glass(
     key: jax.Array, x_hwc: jax.Array, rows: jax.Array, columns: jax.Array, iterations: jax.Array
 ) -> jax.Array:
-    """Blur, pixels that become copies of a neighbour, blur.
+    """Blurs, replaces pixels by a neighbour, and blurs again.
 
-    The published sets mean to swap the two pixels, from the last to the first, but the way in
-    which they do it makes both the neighbour. That lies above or to the left, where none has been
-    changed yet: so all pixels can move at once.
+    The published code intends to swap the two pixels, from the last to the first, but makes both of
+    them the neighbour. The neighbour is above or to the left, where no pixel has changed yet, so
+    all pixels can be replaced at once.
     """
     inside = _inside(x_hwc)
 
@@ -119,7 +119,7 @@ def glass(
 def glass_swapped(
     key: jax.Array, x_hwc: jax.Array, rows: jax.Array, columns: jax.Array, iterations: jax.Array
 ) -> jax.Array:
-    """Blur, pixels that change places with a neighbour, from the last to the first, blur."""
+    """Blurs, swaps pixels with a neighbour, from the last to the first, and blurs again."""
     h, w, _ = x_hwc.shape
     inside = np.flatnonzero(np.asarray(_inside(x_hwc))[..., 0])[::-1]
 
@@ -139,13 +139,13 @@ def glass_swapped(
 
 
 def _inside(x_hwc: jax.Array) -> np.ndarray:
-    """Which pixels move, [h, w, 1]."""
+    """Marks the pixels that may move, bool [h, w, 1]."""
     inside = np.zeros((*x_hwc.shape[:2], 1), bool)
     inside[GLASS_MARGIN:, GLASS_MARGIN:] = True
     return inside
 
 
 def _offsets(key: jax.Array, x_hwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether each pixel's neighbour lies above, and whether to the left, both [h, w, 1]."""
+    """Draws whether each pixel's neighbour is above, and whether it is to the left, [h, w, 1]."""
     bits = jax.random.bits(key, (*x_hwc.shape[:2], 1), jnp.uint8)
     return bits % 2 == 1, bits // 2 % 2 == 1

@@ -1,4 +1,4 @@
-"""All corruptions by name: their parameters at five severities, and how images get them."""
+"""All corruptions by name, with their parameters at five severities."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from jaxlab.core import UsageError, named, nearest
 from jaxlab.data.images.corruptions import blur, digital, jpeg, noise, spatter, weather
 
 SIZE = 32
-"""Height and width of the images that the parameters are for."""
+"""Height and width of the images that the parameters are meant for."""
 SEVERITIES = (1, 2, 3, 4, 5)
 """From mild to strong."""
 CHUNK = 64
-"""Images of 32x32 that go through one program at once; of larger ones fewer."""
+"""Number of 32x32 images per call of the compiled program; fewer of larger ones."""
 SMALLEST = 8
-"""The least height and width of an image."""
+"""The smallest height and width of an image."""
 KEY_KIND = "threefry2x32"
-"""The kind of key whose draws do not depend on how many images are drawn for."""
+"""The kind of key whose draws do not depend on the number of images."""
 
 
 def _numbers(size: tuple[int, int], *parameters: float) -> tuple[float, ...]:
-    # Not some of them whole and some not: one program is for all severities.
+    # All floats, so that all severities share one compiled program.
     return tuple(map(float, parameters))
 
 
@@ -38,11 +38,11 @@ class Kind:
     """One corruption.
 
     Attributes:
-      parameters: those of severity 1 to 5.
+      parameters: the parameters of severity 1 to 5.
       function: `(key, image_hwc, *constants) -> image_hwc`, uint8 levels.
       constants: `((height, width), *parameters) -> constants`; by default the parameters.
-      on_host: in the place of `function`, `(images_bhwc, *parameters) -> images_bhwc`.
-      one_channel: whether it also makes sense for images of one channel.
+      on_host: replaces `function` on the host: `(images_bhwc, *parameters) -> images_bhwc`.
+      one_channel: whether it also works for images with one channel.
     """
 
     parameters: tuple[tuple[float, ...], ...]
@@ -59,7 +59,7 @@ def _each(*values: float) -> tuple[tuple[float, ...], ...]:
 _FROST = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
 _QUALITIES = _each(80, 65, 58, 50, 40)
 
-# Parameters of CIFAR-10-C (arXiv 1903.12261), which differ from those of its ImageNet sets.
+# Parameters of CIFAR-10-C (arXiv 1903.12261), which differ from those of ImageNet-C.
 KINDS = {
     "gaussian_noise": Kind(_each(0.04, 0.06, 0.08, 0.09, 0.10), noise.gaussian_noise),
     "shot_noise": Kind(_each(500, 250, 100, 75, 50), noise.shot_noise, noise.shot_constants),
@@ -128,24 +128,24 @@ KINDS = {
 NAMES = tuple(KINDS)[:15]
 """The fifteen standard corruptions."""
 EXTRA_NAMES = tuple(KINDS)[15:19]
-"""The four that are kept apart, for choosing settings by."""
+"""The four extra ones, meant for tuning."""
 OWN_NAMES = tuple(KINDS)[19:]
 """Our own: `frost_procedural`, which needs no photographs, and `jpeg_on_device`."""
 EVALUATED_NAMES = tuple("frost_procedural" if name == "frost" else name for name in NAMES)
-"""The fifteen standard ones with `frost_procedural` in the place of `frost`: what runs without
-photographs. Scores over them are not comparable to published ones."""
+"""The fifteen standard ones with `frost_procedural` instead of `frost`, which needs photographs.
+Scores over them are not comparable to published ones."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corruption:
-    """A corruption at a severity: `corruption(key, images)`; `make` makes it.
+    """A corruption at one severity, called as `corruption(key, images)`; see `make`.
 
     Attributes:
       name: one of `NAMES`, `EXTRA_NAMES` or `OWN_NAMES`.
       severity: 1 to 5.
-      parameters: of this severity.
-      any_size: whether images of other sizes than 32x32x3 are taken.
-      options: what beside name and severity the result depends on, in words; `""` by default.
+      parameters: the parameters at this severity.
+      any_size: whether it accepts images of other sizes than 32x32x3.
+      options: text that identifies any other options the result depends on; `""` for none.
     """
 
     name: str
@@ -158,23 +158,24 @@ class Corruption:
     def __call__(
         self, key: jax.Array, images_bhwc: Any, index: Any = None
     ) -> np.ndarray | jax.Array:
-        """The corrupted images.
+        """Returns the corrupted images.
 
-        An image's randomness comes of the key, the name, the severity and its index: it becomes
-        the same bytes in every batch. To that end all go through one program, some at a time.
+        The randomness of an image depends on the key, the name, the severity and its index, so the
+        result is the same, bit for bit, in every batch. For this, images are processed in chunks
+        of a fixed size by one compiled program.
 
         Args:
           key: a typed key of `jax.random.key`, of its default kind.
-          images_bhwc: uint8 levels [b, 32, 32, 3]; with `any_size` also of other sizes from 8 on,
-            and, but for those that need colour, [b, h, w, 1].
-          index: int [b], the number of each image in its set; by default 0, 1, ...
+          images_bhwc: uint8 levels [b, 32, 32, 3]; with `any_size` also other sizes of at least 8,
+            and [b, h, w, 1] for corruptions that do not need colour.
+          index: int [b], the index of each image in its set; by default 0, 1, ...
 
         Returns:
-          uint8, of the shape of the images: a NumPy array, or under `jax.jit` a traced one.
+          uint8 with the shape of the images: a NumPy array, or a traced one under `jax.jit`.
 
         Raises:
-          UsageError: images of another dtype or shape; an index that does not fit; a key of
-            another kind; `jpeg_compression` under `jax.jit`, which runs on the host.
+          UsageError: images of another dtype or shape; an invalid index; a key of another kind;
+            `jpeg_compression`, which runs on the host, under `jax.jit`.
         """
         _require_key(key)
         if not isinstance(images_bhwc, jax.Array):
@@ -185,7 +186,7 @@ class Corruption:
             if isinstance(images_bhwc, jax.core.Tracer):
                 raise UsageError(
                     f"{self.name} runs on the host and cannot be traced; call it outside jax.jit, "
-                    "or take 'jpeg_on_device'"
+                    "or use 'jpeg_on_device'"
                 )
             return self._kind.on_host(np.asarray(images_bhwc), *self.parameters)
         constants = self._kind.constants(images_bhwc.shape[1:3], *self.parameters)
@@ -199,12 +200,12 @@ class Corruption:
         """Checks the dtype and shape of images.
 
         Raises:
-          UsageError: they are not what the corruption takes.
+          UsageError: the corruption does not accept them.
         """
         if images_bhwc.dtype != np.uint8:
             raise UsageError(
                 f"{self.name} of images of dtype {images_bhwc.dtype}; expected uint8 levels from 0 "
-                "to 255: corrupt images before they become numbers"
+                "to 255: corrupt images before converting them to floats"
             )
         if images_bhwc.ndim != 4:
             raise UsageError(f"images of shape {images_bhwc.shape}; expected [b, h, w, c]")
@@ -219,7 +220,7 @@ class Corruption:
         if (h, w) != (SIZE, SIZE) and not self.any_size:
             raise UsageError(
                 f"{self.name} of {h}x{w} images; its parameters are for {SIZE}x{SIZE}: pass "
-                "any_size=True to use them, as they are, on another size"
+                "any_size=True to use them unchanged on another size"
             )
         if min(h, w) < SMALLEST:
             raise UsageError(
@@ -235,18 +236,17 @@ def make(
     frost_folder: str | os.PathLike[str] | None = None,
     swap: bool = False,
 ) -> Corruption:
-    """The corruption of this name and severity: `(key, images_u8_bhwc) -> images_u8_bhwc`.
+    """Returns the corruption of this name and severity: `(key, images_u8_bhwc) -> images_u8_bhwc`.
 
     Args:
       name: one of `NAMES`, `EXTRA_NAMES` and `OWN_NAMES`.
       severity: 1 to 5.
-      any_size: also take images that are not 32x32x3: from 8x8 on, and of one channel, except for
-        frost, spatter and saturate, which need colour. The parameters, in pixels, are those for
-        32x32; of `elastic_transform` and `pixelate` they are shares of the side.
-      frost_folder: `frost` alone: a folder of photographs of frost (PNG or JPEG) at least five
-        times as wide and high as the images. None comes with this library.
-      swap: `glass_blur` alone: pixels truly change places, as the published sets mean but do not
-        do.
+      any_size: also accept images that are not 32x32x3: at least 8x8, and with one channel, except
+        for frost, spatter and saturate, which need colour. Parameters are in pixels, as for 32x32;
+        those of `elastic_transform` and `pixelate` are fractions of the side.
+      frost_folder: only for `frost`: a folder of photographs of frost (PNG or JPEG) at least five
+        times as wide and high as the images. This library includes none.
+      swap: only for `glass_blur`: really swap pixels, as the published code intends but does not.
 
     Raises:
       UsageError: an unknown name; a severity that is not 1 to 5; `frost` without photographs.
@@ -261,7 +261,7 @@ def make(
             f"no corruption {name!r}{nearest(name, KINDS)} (known: {', '.join(KINDS)})"
         )
     if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UsageError(f"severity={severity!r} of {name}; expected a whole number from 1 to 5")
+        raise UsageError(f"severity={severity!r} of {name}; expected an integer from 1 to 5")
     kind, options = KINDS[name], ""
     if name == "glass_blur" and swap:
         kind, options = dataclasses.replace(kind, function=blur.glass_swapped), "swap"
@@ -269,7 +269,7 @@ def make(
         if frost_folder is None:
             raise UsageError(
                 "frost needs photographs: pass frost_folder=, a folder of PNG or JPEG files, or "
-                "take 'frost_procedural', which draws a pattern of our own"
+                "use 'frost_procedural', which generates a pattern"
             )
         photos = weather.frost_photos(frost_folder)
         kind = dataclasses.replace(kind, constants=functools.partial(_with_photos, photos))
@@ -281,7 +281,7 @@ def make(
 def corrupt(
     images_bhwc: Any, name: str, severity: int, *, index: Any = None, seed: int = 0, **options: Any
 ) -> np.ndarray | jax.Array:
-    """`make(name, severity, **options)` applied to images, with the key of a seed.
+    """Applies `make(name, severity, **options)` to images, with the key of a seed.
 
     >>> images = np.zeros((2, 32, 32, 3), np.uint8)
     >>> one = corrupt(images[1:], "gaussian_noise", 3, index=[1])
@@ -316,11 +316,11 @@ def _index(index: Any, num_images: int) -> Any:
     if not isinstance(index, jax.Array):
         index = np.asarray(index)
     traced = isinstance(index, jax.core.Tracer)
-    whole = index.dtype != bool and jnp.issubdtype(index.dtype, jnp.integer)
-    if not whole or index.shape != (num_images,) or (not traced and (index < 0).any()):
+    integers = index.dtype != bool and jnp.issubdtype(index.dtype, jnp.integer)
+    if not integers or index.shape != (num_images,) or (not traced and (index < 0).any()):
         raise UsageError(
             f"an index of dtype {index.dtype} and shape {index.shape} for {num_images} images; "
-            "expected a whole number from 0 on for each"
+            "expected a non-negative integer for each"
         )
     return index.astype(np.uint32)
 
@@ -338,10 +338,10 @@ def _corrupt_chunk(
 
 
 def _chunk_and_fill(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many images go through a program at once, and how many are missing in the last lot.
+    """Returns the number of images per chunk, and the padding of the last chunk.
 
-    It is a number of the size of the images alone, since by the size of a batch the compiler may
-    change the order of a sum.
+    The chunk size depends on the image size only: with another batch size, the compiler may sum in
+    another order.
     """
     n, h, w, _ = shape
     chunk = min(max(CHUNK * SIZE**2 // (h * w), 1), CHUNK)
@@ -364,13 +364,13 @@ def _in_chunks(run: Callable[[Any, Any], jax.Array], images_bhwc: Any, index: An
     chunk, fill = _chunk_and_fill(images_bhwc.shape)
     running = []
     for at in range(0, len(images_bhwc), chunk):
-        here, numbers = images_bhwc[at : at + chunk], index[at : at + chunk]
-        if len(here) < chunk:
-            here = np.pad(here, ((0, fill), (0, 0), (0, 0), (0, 0)))
+        part, numbers = images_bhwc[at : at + chunk], index[at : at + chunk]
+        if len(part) < chunk:
+            part = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
             numbers = np.pad(numbers, (0, fill))
-        running.append(run(here, numbers))
+        running.append(run(part, numbers))
     out_bhwc = np.empty_like(images_bhwc)
     for i, done in enumerate(running):
-        here = out_bhwc[i * chunk : (i + 1) * chunk]
-        here[:] = np.asarray(done)[: len(here)]
+        part = out_bhwc[i * chunk : (i + 1) * chunk]
+        part[:] = np.asarray(done)[: len(part)]
     return out_bhwc

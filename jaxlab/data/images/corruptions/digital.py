@@ -1,4 +1,4 @@
-"""Corruptions of colour, of the grid of pixels and of shape."""
+"""Digital corruptions: of colour, resolution and shape."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxlab.data.images.corruptions.levels import as_levels, on_unit_interval, r
 
 @on_unit_interval
 def contrast(key: jax.Array, x_hwc: jax.Array, share: jax.Array) -> jax.Array:
-    """`(x - mean) share + mean`, the mean of each channel of the image."""
+    """`(x - mean) share + mean`, with the mean of each channel of the image."""
     mean_c = x_hwc.mean(axis=(0, 1))
     return (x_hwc - mean_c) * share + mean_c
 
 
 def brightness_constants(size: tuple[int, int], more: float) -> tuple[float, np.ndarray]:
-    """`more`, and what becomes of each level of the brightest channel, uint8 [256].
+    """`more`, and a table that maps each level of the brightest channel, uint8 [256].
 
-    That is a whole number plus a whole number at some severities, where it is the rounding of
-    double precision, which the published sets have, that decides about one level.
+    At some severities the exact result is an integer, so that rounding in double precision, as in
+    the published sets, decides between two levels.
     """
     return more, (np.minimum(np.arange(256) / 255 + more, 1) * 255).astype(np.uint8)
 
@@ -30,7 +30,7 @@ def brightness_constants(size: tuple[int, int], more: float) -> tuple[float, np.
 def brightness(
     key: jax.Array, image_hwc: jax.Array, more: jax.Array, brightest_256: jax.Array
 ) -> jax.Array:
-    """Value of HSV plus `more`, at most 1; hue and saturation stay."""
+    """Adds `more` to the value in HSV, clipped at 1; hue and saturation are unchanged."""
     value, saturation, hue_hwc = _hsv(image_hwc.astype(jnp.float32) / 255)
     others_hwc = as_levels(jnp.clip(value + more, 0, 1) * (1 - saturation * hue_hwc))
     is_brightest = image_hwc == image_hwc.max(axis=2, keepdims=True)
@@ -39,19 +39,19 @@ def brightness(
 
 @on_unit_interval
 def saturate(key: jax.Array, x_hwc: jax.Array, factor: jax.Array, more: jax.Array) -> jax.Array:
-    """Saturation of HSV times `factor`, plus `more`, at most 1; hue and value stay.
+    """Maps the saturation s in HSV to `factor s + more`, clipped to [0, 1]; the rest is unchanged.
 
-    Grey has the hue 0, which is red, and so becomes reddish where `more` is above 0.
+    Grey has hue 0, which is red, so it turns reddish if `more` is above 0.
     """
     value, saturation, hue_hwc = _hsv(x_hwc)
     return value * (1 - jnp.clip(saturation * factor + more, 0, 1) * hue_hwc)
 
 
 def _hsv(x_hwc: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Value, saturation and hue with `x = value (1 - saturation hue)`.
+    """Returns value, saturation and hue with `x = value (1 - saturation hue)`.
 
-    The hue has three parts here: 0 for the largest channel, 1 for the smallest; red where all are
-    equal.
+    This hue has three components, 0 for the largest channel and 1 for the smallest; it is red if
+    all channels are equal.
     """
     value, lowest = x_hwc.max(axis=2, keepdims=True), x_hwc.min(axis=2, keepdims=True)
     chroma = value - lowest
@@ -61,10 +61,10 @@ def _hsv(x_hwc: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def box_matrix(num_in: int, num_out: int) -> np.ndarray:
-    """The matrix [num_out, num_in] that scales a line by Pillow's `BOX` filter.
+    """Returns the matrix [num_out, num_in] that resizes a line with Pillow's `BOX` filter.
 
-    An output is the plain mean of the pixels whose middle lies within its stretch, which is a pixel
-    wide at least; a middle on its right end counts, one on its left end does not.
+    An output is the mean of the pixels whose centre is inside its interval, which is at least one
+    pixel wide; a centre on the right end counts, one on the left end does not.
 
     >>> box_matrix(3, 2).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
@@ -77,7 +77,7 @@ def box_matrix(num_in: int, num_out: int) -> np.ndarray:
 
 
 def pixelate_constants(size: tuple[int, int], share: float) -> tuple[np.ndarray, ...]:
-    """Matrices to the small size, and the index of a small pixel for each large one."""
+    """Matrices to the small size, and the index of the small pixel for each large one."""
     down = [box_matrix(n, int(n * share)) for n in size]
     up = [box_matrix(int(n * share), n).argmax(axis=1) for n in size]
     return *down, *up
@@ -91,7 +91,7 @@ def pixelate(
     row_h: jax.Array,
     column_w: jax.Array,
 ) -> jax.Array:
-    """Fewer pixels, and back: means over boxes, rounded after each direction as Pillow does."""
+    """Downscales by box averages, rounding after each direction like Pillow, and upscales again."""
     exact = jax.lax.Precision.HIGHEST
     image_hwc = image_hwc.astype(jnp.float32)
     small_hjc = rounded(jnp.einsum("jw,hwc->hjc", columns_jw, image_hwc, precision=exact))
@@ -103,7 +103,7 @@ def pixelate(
 def elastic_constants(
     size: tuple[int, int], amplitude: float, sigma: float, reach: float
 ) -> tuple[np.ndarray | float, ...]:
-    """Parameters in pixels: they are shares of the shorter side."""
+    """Parameters in pixels; given as fractions of the shorter side."""
     side = min(size)
     middle, arm = np.array([size[1] // 2, size[0] // 2]), side // 3
     points = middle + arm * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -121,10 +121,10 @@ def elastic_transform(
     reach: jax.Array,
     points_3xy: jax.Array,
 ) -> jax.Array:
-    """An affine map, then a displacement of every pixel; both linear between pixels.
+    """Applies a random affine map, then a displacement of every pixel, with bilinear sampling.
 
-    The map moves three points by up to `reach` each way; the displacement is blurred uniform noise
-    times `amplitude`.
+    The map moves three points by up to `reach` in each direction; the displacement is blurred
+    uniform noise times `amplitude`.
     """
     of_points, of_shift = jax.random.split(key)
     moved_3xy = points_3xy + jax.random.uniform(of_points, (3, 2), jnp.float32, -reach, reach)
@@ -137,9 +137,9 @@ def elastic_transform(
 
 
 def _affine(x_hwc: jax.Array, from_3xy: jax.Array, to_3xy: jax.Array) -> jax.Array:
-    """The image moved so that three points of it come to lie on three others."""
+    """Applies the affine map that takes three points to three others."""
     h, w, _ = x_hwc.shape
-    # Where each pixel comes from: in the coordinates that the moved triangle spans.
+    # The source of each pixel, in the coordinates that the moved triangle spans.
     a, b, a_from, b_from = (points[i] - points[1] for points in (to_3xy, from_3xy) for i in (0, 2))
     y_hw, x_hw = jnp.mgrid[:h, :w].astype(jnp.float32)
     x_hw, y_hw = x_hw - to_3xy[1, 0], y_hw - to_3xy[1, 1]
@@ -150,10 +150,10 @@ def _affine(x_hwc: jax.Array, from_3xy: jax.Array, to_3xy: jax.Array) -> jax.Arr
 
 
 def _sample(x_hwc: jax.Array, y_hw: jax.Array, x_hw: jax.Array, mode: str) -> jax.Array:
-    # A compiler may compute a place once for the pixel below it and once more for its weight, each
-    # with another rounding: just beside a pixel these would not belong together. So no place lies
-    # nearer to one than 1/2048, unless it is there.
-    y_hw, x_hw = (jnp.round(places * 1024) / 1024 for places in (y_hw, x_hw))
+    # A compiler may compute a coordinate twice with different rounding, once for the pixel index
+    # and once for its weight; very close to a pixel the two would not match. So coordinates are
+    # multiples of 1/1024: either on a pixel or not close to one.
+    y_hw, x_hw = (jnp.round(coordinates * 1024) / 1024 for coordinates in (y_hw, x_hw))
 
     def channel(x: jax.Array) -> jax.Array:
         return map_coordinates(x, (y_hw, x_hw), order=1, mode=mode)

@@ -1,4 +1,4 @@
-"""JPEG: by Pillow on the host, and by its arithmetic on the device."""
+"""JPEG compression: by Pillow on the host, and by libjpeg's arithmetic on the device."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LUMINANCE = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 )
-"""Quantisation of brightness at quality 50 (ITU-T T.81, table K.1)."""
+"""Luminance quantisation at quality 50 (ITU-T T.81, table K.1)."""
 CHROMINANCE = np.full((8, 8), 99)
-"""Quantisation of colour at quality 50 (ITU-T T.81, table K.2)."""
+"""Chrominance quantisation at quality 50 (ITU-T T.81, table K.2)."""
 CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
 _HALF = np.array(
@@ -39,12 +39,12 @@ _HALF = np.array(
 )
 _SIGNS = np.array([1, -1] * 4)[:, None]
 COSINES = np.hstack([_HALF, _SIGNS * _HALF[:, ::-1]]).astype(np.int32)
-"""The cosine transform of 8 values, times 2^13 sqrt(8), in the whole numbers that libjpeg's
-accurate transform amounts to; [frequency, place]."""
+"""The cosine transform of 8 values, times 2^13 sqrt(8), with the integers of libjpeg's accurate
+transform; [frequency, position]."""
 
 
 def through_pillow(images_bhwc: np.ndarray, quality: int) -> np.ndarray:
-    """Each image written as JPEG and read again by Pillow, colour at half resolution."""
+    """Writes each image as JPEG and reads it back with Pillow; chroma has half the resolution."""
     from PIL import Image
 
     shape = images_bhwc.shape
@@ -59,7 +59,7 @@ def through_pillow(images_bhwc: np.ndarray, quality: int) -> np.ndarray:
 
 
 def quantisation(quality: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of brightness and of colour, int32 [8, 8] each, at a quality from 1 to 100."""
+    """Returns luminance and chrominance steps, int32 [8, 8] each, at a quality from 1 to 100."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     luminance, chrominance = (
         np.clip((table * percent + 50) // 100, 1, 255).astype(np.int32)
@@ -69,18 +69,18 @@ def quantisation(quality: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jpeg_constants(size: tuple[int, int], quality: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of brightness and of colour."""
+    """Luminance and chrominance steps."""
     return quantisation(quality)
 
 
 def jpeg(
     key: jax.Array, image_hwc: jax.Array, luminance: jax.Array, chrominance: jax.Array
 ) -> jax.Array:
-    """What comes back from a JPEG file, in whole numbers as libjpeg computes it; no randomness."""
+    """Compresses and decompresses as JPEG, in libjpeg's integer arithmetic; deterministic."""
     h, w, c = image_hwc.shape
     if c == 1:
         return _clip(_through_blocks(image_hwc[..., 0].astype(jnp.int32), luminance)[..., None])
-    # Colour at half resolution: blocks of 16 pixels.
+    # Chroma has half the resolution, so blocks are 16 pixels wide.
     pad = ((0, -h % 16), (0, -w % 16), (0, 0))
     red, green, blue = jnp.moveaxis(jnp.pad(image_hwc, pad, mode="edge").astype(jnp.int32), 2, 0)
     y = (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
@@ -104,16 +104,16 @@ def _clip(levels: jax.Array) -> jax.Array:
 
 
 def _halved(x_hw: jax.Array) -> jax.Array:
-    """Means over 2x2 pixels; halves are rounded down and up in turns along a row."""
+    """Averages 2x2 pixels; halves are rounded down and up alternately along a row."""
     total = x_hw[::2, ::2] + x_hw[::2, 1::2] + x_hw[1::2, ::2] + x_hw[1::2, 1::2]
     return (total + 1 + jnp.arange(total.shape[1]) % 2) >> 2
 
 
 def _doubled(x_hw: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Twice as many pixels, each 3/4 of the nearest and 1/4 of the next nearest, in both ways.
+    """Doubles the resolution: 3/4 of the nearest and 1/4 of the next pixel, in both directions.
 
     Args:
-      x_hw: [h, w], of which `size` belong to the image; the last of them is repeated.
+      x_hw: [h, w]; the image is the first `size` of it, and its last pixels are repeated.
     """
     x_hw = x_hw[: size[0], : size[1]]
     padded = jnp.pad(x_hw, 1, mode="edge")
@@ -125,7 +125,7 @@ def _doubled(x_hw: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _through_blocks(x_hw: jax.Array, steps: jax.Array) -> jax.Array:
-    """Blocks of 8x8 in whole steps of each frequency; levels, not clipped, int32 [h, w]."""
+    """Quantises the frequencies of 8x8 blocks; returns levels, not clipped, int32 [h, w]."""
     h, w = x_hw.shape
     padded = jnp.pad(x_hw, ((0, -h % 8), (0, -w % 8)), mode="edge") - 128
     tall, wide = padded.shape

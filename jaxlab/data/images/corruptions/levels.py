@@ -1,4 +1,4 @@
-"""Levels from 0 to 255 and numbers in [0, 1], one image at a time."""
+"""Conversions between levels from 0 to 255 and numbers in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import jax
 import jax.numpy as jnp
 
 Function = Callable[..., jax.Array]
-"""`(key, image_hwc in levels, *constants) -> image_hwc in levels`, all uint8."""
+"""`(key, image_hwc, *constants) -> image_hwc`, with uint8 levels."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 def as_levels(x: jax.Array) -> jax.Array:
-    """Levels of numbers in [0, 1]: clipped, times 255 and cut off, not rounded, to uint8."""
-    return cut_off(jnp.clip(x, 0, 1) * 255)
+    """Converts numbers to uint8 levels: clips to [0, 1], multiplies by 255 and truncates."""
+    return truncated(jnp.clip(x, 0, 1) * 255)
 
 
-def cut_off(levels: jax.Array) -> jax.Array:
-    """Levels as uint8: clipped to [0, 255] and cut off to the whole number below."""
+def truncated(levels: jax.Array) -> jax.Array:
+    """Clips levels to [0, 255] and truncates them to uint8."""
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)
 
 
 def rounded(levels: jax.Array) -> jax.Array:
-    """Levels as uint8: clipped to [0, 255] and rounded, halves up."""
-    return cut_off(jnp.floor(levels + 0.5))
+    """Clips levels to [0, 255] and rounds them to uint8, halves up."""
+    return truncated(jnp.floor(levels + 0.5))
 
 
 def on_unit_interval(function: Function) -> Function:
-    """Makes a function of levels out of one of numbers in [0, 1], whose result may lie outside."""
+    """Turns a function of numbers in [0, 1] into one of levels; its result is clipped."""
 
     @functools.wraps(function)
     def on_levels(key: jax.Array, image_hwc: jax.Array, *constants: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def on_unit_interval(function: Function) -> Function:
 
 
 def grey(x_hwc: jax.Array) -> jax.Array:
-    """Brightness of each pixel, [h, w]."""
+    """Returns the luma of each pixel, [h, w]."""
     if x_hwc.shape[2] == 1:
         return x_hwc[..., 0]
     red, green, blue = (x_hwc[..., i] * share for i, share in enumerate(LUMA))

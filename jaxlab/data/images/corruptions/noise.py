@@ -1,4 +1,4 @@
-"""Noise of every value by itself: of the sensor, of photons, of broken pixels."""
+"""Independent noise on every value: Gaussian, shot, impulse and speckle noise."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def gaussian_noise(key: jax.Array, x_hwc: jax.Array, std: jax.Array) -> jax.Arra
 
 
 def shot_constants(size: tuple[int, int], photons: float) -> tuple[np.ndarray, float]:
-    """Cumulated probabilities of 0, 1, ... photons at each level, times 2^32, and `photons`.
+    """The cumulative probabilities of 0, 1, ... photons at each level, times 2^32, and `photons`.
 
-    uint32 [256, k], k a power of two beyond which nothing comes.
+    uint32 [256, k], with k a power of two beyond every possible count.
     """
     import scipy.special
 
@@ -31,12 +31,12 @@ def shot_constants(size: tuple[int, int], photons: float) -> tuple[np.ndarray, f
 def shot_noise(
     key: jax.Array, image_hwc: jax.Array, below_256k: jax.Array, photons: jax.Array
 ) -> jax.Array:
-    """`Poisson(photons x) / photons`: white is that many photons in the mean.
+    """`Poisson(photons x) / photons`, where white is `photons` photons on average.
 
-    There are 256 rates, so that the count comes of one draw of 32 bits by a search in a table,
-    which on a CPU takes less than a tenth of the time of `jax.random.poisson`.
+    There are only 256 rates, so a table search with one 32-bit draw gives the count, in less than a
+    tenth of the time of `jax.random.poisson` on a CPU.
     """
-    # The last of all draws would lie beyond every table.
+    # The largest draw would be beyond the end of every table.
     draw_hwc = jnp.minimum(jax.random.bits(key, image_hwc.shape, jnp.uint32), np.uint32(2**32 - 2))
     count_hwc = jnp.zeros(image_hwc.shape, jnp.int32)
     step = below_256k.shape[1]
@@ -48,7 +48,7 @@ def shot_noise(
 
 @on_unit_interval
 def impulse_noise(key: jax.Array, x_hwc: jax.Array, share: jax.Array) -> jax.Array:
-    """A share of the values becomes 0 or 1, as likely the one as the other."""
+    """Sets a fraction `share` of the values to 0 or 1 with equal probability."""
     u = jax.random.uniform(key, x_hwc.shape, jnp.float32)
     return jnp.where(u < share, (u < share / 2).astype(x_hwc.dtype), x_hwc)
 

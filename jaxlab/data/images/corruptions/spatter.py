@@ -1,4 +1,4 @@
-"""Spatter: drops of water or of mud on the lens."""
+"""Spatter: drops of water or mud on the lens."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jaxlab.data.images.corruptions.filters import (
     kernel_matrices,
     separable,
 )
-from jaxlab.data.images.corruptions.levels import cut_off, on_unit_interval, rounded
+from jaxlab.data.images.corruptions.levels import on_unit_interval, rounded, truncated
 
 WATER = np.array([175 / 255, 238 / 255, 238 / 255], np.float32)
 """Colour of water: pale turquoise."""
 MUD = np.array([63 / 255, 42 / 255, 20 / 255], np.float32)
 """Colour of mud: brown."""
 EDGE_LEVELS = (50, 150)
-"""Gradients from which an edge goes on, and from which it begins, in levels."""
+"""Gradients, in levels, at which an edge continues and at which it begins."""
 FARTHEST = 20
-"""Distances from an edge count up to this many pixels."""
+"""Distances from an edge are clipped at this many pixels."""
 EMBOSS = np.array([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])
-"""The kernel that gives drops a lit and a dark side."""
+"""The kernel that gives drops a bright and a dark side."""
 
 
 def spatter_constants(
@@ -36,7 +36,7 @@ def spatter_constants(
     strength: float,
     mud: int,
 ) -> tuple:
-    """Matrices of the blurs; `strength` is the weight of water, and the blur of mud."""
+    """Matrices of the blurs; `strength` is the weight of water or the blur of mud."""
     blur = gaussian_matrices(size, sigma)
     soft = gaussian_matrices(size, strength if mud else 0)
     return mean, std, blur, threshold, strength, soft, bool(mud)
@@ -54,7 +54,7 @@ def spatter(
     soft: tuple[jax.Array, jax.Array],
     mud: jax.Array,
 ) -> jax.Array:
-    """Blurred noise above a threshold is liquid: water whose drops shine at one side, or mud."""
+    """Adds water (bright on one side) or mud where blurred noise exceeds a threshold."""
     liquid_hwc = mean + std * jax.random.normal(key, (*x_hwc.shape[:2], 1), jnp.float32)
     liquid_hwc = separable(liquid_hwc, *blur)
     liquid_hwc = jnp.where(liquid_hwc < threshold, 0, liquid_hwc)
@@ -71,12 +71,12 @@ def spatter(
 
 
 def water(liquid_hw: jax.Array) -> jax.Array:
-    """How much light drops of water give, in [0, 1] with a maximum of 1 (all 0 without any)."""
+    """Returns the light of water drops, in [0, 1] with a maximum of 1 (all 0 without drops)."""
     h, w = liquid_hw.shape
     box_h, box_w = (correlation_matrix(n, [1 / 3] * 3, MIRROR)[None] for n in (h, w))
-    levels_hw = cut_off(liquid_hw * 255).astype(jnp.int32)
+    levels_hw = truncated(liquid_hw * 255).astype(jnp.int32)
     distance_hw = jnp.minimum(distance(canny(levels_hw, *EDGE_LEVELS)), FARTHEST)
-    far_hwc = cut_off(separable(distance_hw[..., None], box_h, box_w)).astype(jnp.int32)
+    far_hwc = truncated(separable(distance_hw[..., None], box_h, box_w)).astype(jnp.int32)
     even_hwc = equalise(far_hwc, FARTHEST + 1).astype(jnp.float32)
     relief_hwc = rounded(separable(even_hwc, *kernel_matrices((h, w), EMBOSS, MIRROR)))
     relief_hwc = rounded(separable(relief_hwc.astype(jnp.float32), box_h, box_w))
@@ -85,16 +85,17 @@ def water(liquid_hw: jax.Array) -> jax.Array:
 
 
 def canny(levels_hw: jax.Array, low: int, high: int) -> jax.Array:
-    """Edges by Canny's algorithm, bool [h, w].
+    """Finds edges with Canny's algorithm, bool [h, w].
 
-    The gradient is Sobel's, 3x3 with repeated edges, and its size the sum of its two absolute
-    parts. A pixel stays if it is the largest along its gradient, which is taken to be level,
-    upright or diagonal (level and upright: at least as large as the later neighbour). Those above
-    `high` are edges, and so is each above `low` that touches an edge at a side or corner.
+    The gradient is Sobel's, 3x3 with repeated borders, and its size the sum of the absolute values
+    of its components. A pixel is a candidate if its gradient is a maximum along the gradient's
+    direction, rounded to horizontal, vertical or diagonal (for the first two, a tie with the later
+    neighbour counts). Candidates above `high` are edges, and so are those above `low` that touch an
+    edge at a side or corner.
 
     Args:
       levels_hw: int32 levels from 0 to 255.
-      low, high: sizes of the gradient.
+      low, high: thresholds of the gradient's size.
     """
     padded = jnp.pad(levels_hw, 1, mode="edge")
     smooth_w = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
@@ -128,7 +129,7 @@ def canny(levels_hw: jax.Array, low: int, high: int) -> jax.Array:
 
 
 def _neighbours(x_hw: jax.Array, outside: int | bool) -> dict[tuple[int, int], jax.Array]:
-    """`{(down, right): the neighbour there of each pixel}`, `outside` behind the border."""
+    """Returns `{(down, right): each pixel's neighbour there}`, `outside` beyond the border."""
     h, w = x_hw.shape
     padded = jnp.pad(x_hw, 1, constant_values=outside)
     steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
@@ -136,7 +137,7 @@ def _neighbours(x_hw: jax.Array, outside: int | bool) -> dict[tuple[int, int], j
 
 
 def distance(marked_hw: jax.Array) -> jax.Array:
-    """Euclidean distance of each pixel to the nearest marked one, float32; infinite without one."""
+    """Returns each pixel's Euclidean distance to the nearest marked one, float32, or infinity."""
     h, w = marked_hw.shape
     away_hh = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)).astype(jnp.float32)
     away_ww = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)).astype(jnp.float32)
@@ -146,13 +147,13 @@ def distance(marked_hw: jax.Array) -> jax.Array:
 
 
 def equalise(levels: jax.Array, num_levels: int = 256) -> jax.Array:
-    """Levels spread so that their cumulated histogram rises evenly from 0 to 255, int32.
+    """Equalises the histogram of levels to the range 0 to 255, int32.
 
-    The lowest level becomes 0; an image of one level stays as it is.
+    The lowest level becomes 0; a constant image is unchanged.
 
     Args:
       levels: int32, from 0 to `num_levels` - 1.
-      num_levels: how many levels there may be.
+      num_levels: the number of possible levels.
     """
     at_most = (levels.reshape(-1) <= jnp.arange(num_levels)[:, None]).sum(axis=1)
     lowest = at_most[levels.min()]

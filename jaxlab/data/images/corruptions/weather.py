@@ -11,26 +11,25 @@ import numpy as np
 
 from jaxlab.core import UsageError
 from jaxlab.data.images.corruptions.filters import motion_blur, motion_taps, separable, zoom_matrix
-from jaxlab.data.images.corruptions.levels import cut_off, grey, on_unit_interval, rounded
+from jaxlab.data.images.corruptions.levels import grey, on_unit_interval, rounded, truncated
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Files of a folder of frost photographs."""
+"""Suffixes of the frost photographs in a folder."""
 PHOTO_STEP = 5
-"""Photographs of frost are scaled by a fifth, without smoothing: every fifth pixel is taken."""
+"""Frost photographs are subsampled: every fifth pixel is used, without smoothing."""
 
 
 def plasma(key: jax.Array, size: int, decay: jax.Array | float) -> jax.Array:
-    """A cloud in [0, 1] by the diamond-square algorithm on a torus, float32 [size, size].
+    """Generates a cloud in [0, 1] with the diamond-square algorithm on a torus, [size, size].
 
-    From one point at 0 the grid is halved again and again: each new point is the mean of its four
-    neighbours, first those in the middle of squares, then those in the middle of diamonds, plus
-    uniform noise, whose amplitude is divided by `decay^2` at each halving. At last the lowest point
-    becomes 0 and the highest 1.
+    The grid starts as one point at 0 and is refined repeatedly: each new point, first at the
+    centres of squares and then of diamonds, is the mean of its four neighbours plus uniform noise,
+    whose amplitude shrinks by `decay^2` at each refinement. The result is scaled to [0, 1].
 
     Args:
       key: randomness.
       size: a power of two.
-      decay: above 1; the larger, the smoother.
+      decay: above 1; larger is smoother.
     """
     noise = jax.random.uniform(key, (size, size), jnp.float32, -1, 1)
     grid = jnp.zeros((1, 1), jnp.float32)
@@ -50,7 +49,7 @@ def plasma(key: jax.Array, size: int, decay: jax.Array | float) -> jax.Array:
 
 
 def plasma_like(key: jax.Array, image_hwc: jax.Array, decay: jax.Array | float) -> jax.Array:
-    """The upper left part of a `plasma` that covers the image, [h, w, 1]."""
+    """Returns the upper left part of a `plasma` that covers the image, [h, w, 1]."""
     h, w, _ = image_hwc.shape
     size = 1 << (max(h, w) - 1).bit_length()
     return plasma(key, size, decay)[:h, :w, None]
@@ -58,7 +57,7 @@ def plasma_like(key: jax.Array, image_hwc: jax.Array, decay: jax.Array | float) 
 
 @on_unit_interval
 def fog(key: jax.Array, x_hwc: jax.Array, amount: jax.Array, decay: jax.Array) -> jax.Array:
-    """`(x + amount plasma) m / (m + amount)`, `m` the brightest value of the image."""
+    """`(x + amount plasma) m / (m + amount)`, with `m` the brightest value of the image."""
     brightest = x_hwc.max()
     hazy_hwc = x_hwc + amount * plasma_like(key, x_hwc, decay)
     return hazy_hwc * brightest / (brightest + amount)
@@ -74,7 +73,7 @@ def snow_constants(
     sigma: float,
     kept: float,
 ) -> tuple[np.ndarray | float, ...]:
-    """Matrices of the zoom and weights of the motion in the place of their parameters."""
+    """Replaces the parameters of the zoom by matrices and those of the motion by weights."""
     rows, columns = (zoom_matrix(n, zoom)[None] for n in size)
     return mean, std, rows, columns, threshold, motion_taps(radius, sigma), kept
 
@@ -91,15 +90,15 @@ def snow(
     taps: jax.Array,
     kept: jax.Array,
 ) -> jax.Array:
-    """A paler image, and flakes in motion within 45 degrees of upright.
+    """Makes the image paler and adds flakes that move within 45 degrees of vertical.
 
-    They are there twice, as drawn and turned by 180 degrees, and go through levels: cut off before
-    they move, rounded after.
+    Flakes are added as drawn and rotated by 180 degrees. They are levels: truncated before the
+    motion blur, rounded after it.
     """
     of_flakes, of_angle = jax.random.split(key)
     flakes_hwc = mean + std * jax.random.normal(of_flakes, (*x_hwc.shape[:2], 1), jnp.float32)
     flakes_hwc = separable(flakes_hwc, rows, columns)
-    flakes_hwc = cut_off(jnp.where(flakes_hwc < threshold, 0, flakes_hwc) * 255)
+    flakes_hwc = truncated(jnp.where(flakes_hwc < threshold, 0, flakes_hwc) * 255)
     degrees = jax.random.uniform(of_angle, (), jnp.float32, -135, -45)
     moved_hwc = rounded(motion_blur(flakes_hwc.astype(jnp.float32), taps, degrees)) / 255
     pale_hwc = jnp.maximum(x_hwc, grey(x_hwc)[..., None] * 1.5 + 0.5)
@@ -114,27 +113,27 @@ def frost(
     photos: jax.Array,
     sizes: jax.Array,
 ) -> jax.Array:
-    """`kept x + amount photo`, a random part of a random photograph, in levels, cut off.
+    """`kept x + amount photo` with a random crop of a random photograph, truncated to levels.
 
     Args:
       photos: uint8 [p, H, W, 3], padded.
       sizes: int32 [p, 2], height and width of each.
     """
-    of_photo, of_place = jax.random.split(key)
+    of_photo, of_corner = jax.random.split(key)
     which = jax.random.randint(of_photo, (), 0, len(photos))
     room = sizes[which] - jnp.array(image_hwc.shape[:2])
-    corner = jax.random.randint(of_place, (2,), 0, jnp.maximum(room, 1))
+    corner = jax.random.randint(of_corner, (2,), 0, jnp.maximum(room, 1))
     part_1hwc = jax.lax.dynamic_slice(
         photos, (which, *corner, 0), (1, *image_hwc.shape[:2], photos.shape[3])
     )
-    return cut_off(kept * image_hwc + amount * part_1hwc[0])
+    return truncated(kept * image_hwc + amount * part_1hwc[0])
 
 
 def frost_photos(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The photographs of a folder, a fifth as wide and high: `photos` and `sizes` for `frost`.
+    """Reads the photographs of a folder, subsampled: `photos` and `sizes` for `frost`.
 
     Raises:
-      UsageError: no such folder, no photographs in it, or one that cannot be read.
+      UsageError: the folder has no photographs, or one cannot be read.
     """
     from PIL import Image
 
@@ -142,8 +141,8 @@ def frost_photos(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
     files = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in PHOTO_SUFFIXES]
     if not files:
         raise UsageError(
-            f"frost_folder={str(folder)!r} holds no photographs; expected a folder with files that "
-            f"end in {', '.join(PHOTO_SUFFIXES)}, or take 'frost_procedural'"
+            f"frost_folder={str(folder)!r} has no photographs; expected a folder with files that "
+            f"end in {', '.join(PHOTO_SUFFIXES)}, or use 'frost_procedural'"
         )
     photos = []
     for file in files:
@@ -161,7 +160,7 @@ def frost_photos(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def require_photos_of_size(sizes: np.ndarray, size: tuple[int, int]) -> None:
-    """Checks that scaled photographs cover an image of height and width `size`.
+    """Checks that subsampled photographs cover an image of height and width `size`.
 
     Raises:
       UsageError: one does not.
@@ -169,19 +168,19 @@ def require_photos_of_size(sizes: np.ndarray, size: tuple[int, int]) -> None:
     small = sizes[(sizes < size).any(axis=1)]
     if len(small):
         raise UsageError(
-            f"a photograph of frost is {small[0][0]}x{small[0][1]} when scaled by a fifth; images "
-            f"of {size[0]}x{size[1]} need photographs at least {PHOTO_STEP} times as high and wide"
+            f"a frost photograph is {small[0][0]}x{small[0][1]} after subsampling; images of "
+            f"{size[0]}x{size[1]} need photographs at least {PHOTO_STEP} times as high and wide"
         )
 
 
 def frost_procedural(
     key: jax.Array, image_hwc: jax.Array, kept: jax.Array, amount: jax.Array
 ) -> jax.Array:
-    """`kept x + amount pattern` with a pattern of our own in the place of photographs.
+    """`kept x + amount pattern` with a generated pattern instead of photographs.
 
-    Its crystals are the ridges `(1 - |2 p - 1|)^3` of two clouds `p`, a smooth one and, at 0.6 of
-    the weight, a rough one; white on blue, at 55% brightness in the mean. Its scores are not
-    comparable to those with photographs.
+    Its crystals are the ridges `(1 - |2 p - 1|)^3` of two clouds `p`, a smooth one and, with 0.6 of
+    the weight, a rough one; they are white on blue, with a mean brightness of 55%. Its scores are
+    not comparable to those with photographs.
     """
     smooth, rough = (
         (1 - jnp.abs(2 * plasma_like(k, image_hwc, decay) - 1)) ** 3
@@ -189,4 +188,4 @@ def frost_procedural(
     )
     blue, white = np.array([[35, 65, 100], [245, 250, 255]], np.float32)
     pattern_hwc = blue + (white - blue) * (smooth + 0.6 * rough) / 1.6
-    return cut_off(kept * image_hwc + amount * pattern_hwc)
+    return truncated(kept * image_hwc + amount * pattern_hwc)
