@@ -27,10 +27,9 @@ def open_images(
     <digits/test: 359 images of 8x8x1, 10 classes>
 
     Args:
-        spec: one of
-            `digits/train` or `digits/test`: needs no download;
-            `tfds:cifar10/train[:80%]`: the split follows the last slash, `train` by default;
-            `images:/path/to/folder`: one sub-folder per class, see `ImageFolder`.
+        spec: `digits/train` or `digits/test`, which need no download; `tfds:cifar10/train[:80%]`,
+            where the split follows the last slash and is `train` by default; or
+            `images:/path/to/folder` with one sub-folder per class, see `ImageFolder`.
         data_dir: the folder of the `tensorflow_datasets` data sets; only for `tfds:`.
         size: (height, width) to resize the images to; not for digits.
         cache_dir: a folder that caches the decoded images; None: no cache.

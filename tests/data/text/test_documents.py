@@ -227,7 +227,7 @@ def test_cache_holds_no_more_than_its_bound():
     reader = stream(texts([100] * 20), cache_bytes=1000)
     take(reader, 100)
     cache = reader._documents._cache
-    assert 0 < sum(d.ids.nbytes for d in kept.values()) <= 1000
+    assert 0 < sum(d.ids.nbytes for d in cache.values()) <= 1000
 
 
 def test_cache_forgets_the_document_used_longest_ago():
