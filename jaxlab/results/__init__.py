@@ -1,4 +1,4 @@
-"""What a run leaves behind: its record, claims, tables, figures and one HTML page."""
+"""The results of a run: its record, claims, tables, figures and HTML report."""
 
 from __future__ import annotations
 

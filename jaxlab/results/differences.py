@@ -1,4 +1,4 @@
-"""In which fields two configs differ, in words that fit one line."""
+"""The fields in which two configs differ, described in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields `(field, "field: old -> new")` for the dotted fields that differ, in their order.
+    """Yields `(field, "field: old -> new")` for the dotted fields that differ, in order.
 
     >>> list(differences({"train": {"lr": 0.1}, "seed": 0}, {"train": {"lr": 0.2}, "seed": 0}))
     [('train.lr', 'train.lr: 0.1 -> 0.2')]
@@ -38,12 +38,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
 
 
 def matches(field: str, names: Sequence[str]) -> bool:
-    """Whether a dotted field is one of `names`, or lies under one."""
+    """Returns whether a dotted field is one of `names` or is nested in one."""
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def listed(lines: Sequence[str], most: int = 5) -> str:
-    """Returns lines as one, those past the first `most` as their number.
+    """Joins lines into one; after the first `most`, gives only the number of the rest.
 
     >>> listed(["a", "b", "c"], most=2)
     'a, b and 1 more'

@@ -1,4 +1,4 @@
-"""The software and devices of this process, without anything that names its owner."""
+"""The software and devices of this process, without anything that identifies its owner."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def current_environment() -> dict[str, Any]:
-    """Returns library versions and devices of this process.
+    """Returns library versions and devices of this process; initialises the JAX backend.
 
-    Holds versions, the operating system and machine type, the number of logical cores, the jax
-    platform, and the kind and number of devices over all processes. It holds no host name, user
-    name or path, so that a results file can be published as it is. Initialises the jax backend.
+    These are versions, the operating system and machine type, the number of logical cores, the JAX
+    platform, and the kind and number of devices of all processes. There is no host name, user name
+    or path, so a results file can be published unchanged.
     """
     import jax
 

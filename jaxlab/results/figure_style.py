@@ -1,4 +1,4 @@
-"""How every figure of the house looks: colours, type, axes, and where the legend goes."""
+"""The style of every figure: colours, fonts, axes, and the position of the legend."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 DPI = 150
 WIDTH = 7.2
-"""Inches: 1080 pixels, which a 720-pixel page shows sharply on a dense screen."""
+"""Inches; 1080 pixels, which look sharp at 720 CSS pixels on a high-density screen."""
 
-# Okabe and Ito's colours, which people with any common colour blindness tell apart; their yellow is
-# left out, being too light for lines on white.
+# The Okabe-Ito palette, which is safe for all common kinds of colour blindness, without its yellow,
+# which is too light for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))
 
@@ -69,13 +69,13 @@ _STYLE = {
     "savefig.facecolor": "white",
 }
 
-# matplotlib's settings are one global dict: two threads that swap it at once would leave it mixed.
+# matplotlib's settings are one global dict: two threads swapping it at once would mix theirs.
 _settings_lock = threading.RLock()
 
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Within it matplotlib has the settings of the house; after it the user's own again."""
+    """A context in which matplotlib has this style; the user's settings are restored after it."""
     import matplotlib.style
 
     with _settings_lock, matplotlib.style.context(_STYLE, after_reset=True):
@@ -84,7 +84,7 @@ def house_style() -> Iterator[None]:
 
 @contextlib.contextmanager
 def figure(width: float = WIDTH, height: float = 4.0) -> Iterator[tuple[Figure, Axes]]:
-    """Gives a figure with one axes; what is drawn inside the `with` has the house style.
+    """A context that gives a figure with one axes, drawn in this style.
 
     Args:
       width: inches.
@@ -105,10 +105,10 @@ def figure(width: float = WIDTH, height: float = 4.0) -> Iterator[tuple[Figure, 
 
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes a figure as a PNG, whole or not at all; makes the folder when it is missing.
+    """Writes a figure as a PNG atomically; creates the folder if it is missing.
 
     Raises:
-      UsageError: when the name does not end in `.png`.
+      UsageError: the name does not end in `.png`.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() != ".png":
@@ -116,13 +116,13 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = io.BytesIO()
     with house_style():
-        # Without the version of matplotlib in it, a figure drawn again is the same file.
+        # Without matplotlib's version in the file, redrawing a figure gives the same bytes.
         fig.savefig(image, format="png", dpi=DPI, metadata={"Software": None})
     return replace_file(path, image.getvalue())
 
 
 def head(fig: Figure, ax: Axes, title: str | None, legend: bool) -> None:
-    """Puts title and legend above the axes, where they cover no data."""
+    """Puts the title and the legend above the axes, where they hide no data."""
     if not legend:
         if title:
             ax.set_title("\n".join(textwrap.wrap(title, 68)))
@@ -145,10 +145,10 @@ def head(fig: Figure, ax: Axes, title: str | None, legend: bool) -> None:
 
 
 def set_scale(ax: Axes, side: str, scale: str) -> None:
-    """Sets the scale of one axis, with its ticks written as plain numbers.
+    """Sets the scale of one axis, with plain numbers as tick labels.
 
     Args:
-      ax: where the data is drawn already.
+      ax: the axes, with the data already drawn.
       side: `"x"` or `"y"`.
       scale: `"linear"`, `"log"` (ticks at 1, 10, 100, ...) or `"log2"` (at 1, 2, 4, ...).
     """
@@ -175,10 +175,10 @@ def set_scale(ax: Axes, side: str, scale: str) -> None:
 
 
 def name_ticks(ax: Axes, side: str, names: Sequence[str] | None, length: int) -> None:
-    """Names the rows or columns of a matrix; long names of columns are slanted.
+    """Names the rows or columns of a matrix; long column names are slanted.
 
     Raises:
-      UsageError: when there is not one name for each.
+      UsageError: the number of names is wrong.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -195,17 +195,17 @@ def name_ticks(ax: Axes, side: str, names: Sequence[str] | None, length: int) ->
 
 
 def minus(text: str) -> str:
-    """Returns a written number with the minus sign that the axes use, in place of a hyphen."""
+    """Replaces hyphens in a number by the minus sign that matplotlib uses."""
     return text.replace("-", "\u2212")
 
 
 def shortened(name: str, length: int = 32) -> str:
-    """Returns a name that fits, its end given up for an ellipsis when it is too long."""
+    """Shortens a name to `length` characters, with an ellipsis at the end."""
     return name if len(name) <= length else name[: length - 1].rstrip() + "\u2026"
 
 
-def _plain_tick(value: float, _place: int | None = None) -> str:
-    """Writes a number in full, a round one from a million on with its suffix: 2.5M."""
+def _plain_tick(value: float, _position: int | None = None) -> str:
+    """Writes a number in full; round numbers from a million on get a suffix: 2.5M."""
     value = float(f"{value:.10g}")
     for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if abs(value) >= unit and value % (unit / 1000) == 0:
@@ -217,12 +217,12 @@ def _linear_formatter() -> Any:
     from matplotlib.ticker import ScalarFormatter
 
     class Formatter(ScalarFormatter):
-        """Below a thousand the ticks share their decimals; from there on they are grouped."""
+        """Ticks below a thousand have the same number of decimals; larger ones are grouped."""
 
-        def __call__(self, value: float, place: int | None = None) -> str:
-            return _plain_tick(value) if abs(value) >= 1000 else super().__call__(value, place)
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return _plain_tick(value) if abs(value) >= 1000 else super().__call__(value, position)
 
     formatter = Formatter(useOffset=False, useMathText=False)
-    # A power of ten taken out would stand above the axes, where title and legend are.
+    # matplotlib would write a common power of ten above the axes, over the title and the legend.
     formatter.set_scientific(False)
     return formatter

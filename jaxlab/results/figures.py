@@ -1,8 +1,8 @@
-"""The one figure style of the house.
+"""Figures in one style: lines, bars and heatmaps.
 
-Figures are drawn on their own Agg canvas, never through pyplot: the user's backend, open figures
-and rcParams stay as they are, in notebooks and threads too. The width is made for a report of
-about 720 CSS pixels, at 150 dots an inch.
+Figures are drawn on their own Agg canvas, never through pyplot: the user's backend, figures and
+rcParams are untouched, also in notebooks and threads. The width fits a report of about 720 CSS
+pixels, at 150 dots per inch.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def lines(
     xscale: str = "linear",
     yscale: str = "linear",
 ) -> Figure:
-    """Draws curves that share their axes.
+    """Draws curves on shared axes.
 
     Args:
-      series: by name `(x, y)`, or `(x, y, low, high)` with a band around the curve; each [n].
-        Colours follow the order. Points that are not finite are gaps.
+      series: `{name: (x, y)}`, or `{name: (x, y, low, high)}` with a band around the curve; each
+        [n]. Colours follow the order. Points that are not finite become gaps.
       xlabel: label of x, with its unit.
       ylabel: label of y, with its unit.
-      title: a line above the figure.
+      title: title above the figure.
       xscale: `"linear"`, `"log"` (ticks at powers of ten) or `"log2"` (at powers of two).
       yscale: the same for y.
 
     Raises:
-      UsageError: for no series, arrays of unequal length, or an unknown scale.
+      UsageError: no series, arrays of different lengths, or an unknown scale.
     """
     curves = {name: _curve(name, values) for name, values in _non_empty(series).items()}
     with figure() as (fig, ax):
@@ -83,30 +83,30 @@ def bars(
     xlabel: str,
     title: str | None = None,
 ) -> Figure:
-    """Draws one horizontal bar a name, from zero, each with its value beside it.
+    """Draws one horizontal bar per name, from zero, labelled with its value.
 
     Args:
-      values: by name a value, or `(value, low, high)` with the ends of an interval. One that is
-        not finite has no bar and reads `n/a`.
+      values: `{name: value}`, or `{name: (value, low, high)}` with an interval. A value that is not
+        finite has no bar and is labelled `n/a`.
       xlabel: label of the values, with their unit.
-      title: a line above the figure.
+      title: title above the figure.
 
     Raises:
-      UsageError: for no values, or one that is neither a number nor three.
+      UsageError: no values, or one that is neither one number nor three.
     """
     rows = [_bar(name, value) for name, value in _non_empty(values).items()]
     with figure(height=1.1 + 0.44 * len(rows) + (0.3 if title else 0)) as (fig, ax):
         centers, lows, highs = np.nan_to_num(np.array(rows), posinf=0.0, neginf=0.0).T
         texts = format_column([row[0] for row in rows])
-        places = np.arange(len(rows))
-        colors = [PALETTE[index % len(PALETTE)] for index in places]
-        ax.barh(places, centers, height=0.62, color=colors)
+        positions = np.arange(len(rows))
+        colors = [PALETTE[index % len(PALETTE)] for index in positions]
+        ax.barh(positions, centers, height=0.62, color=colors)
         ranged = lows < highs
         if ranged.any():
             reach = np.stack([centers - lows, highs - centers])[:, ranged]
             ax.errorbar(
                 centers[ranged],
-                places[ranged],
+                positions[ranged],
                 xerr=reach,
                 fmt="none",
                 ecolor=INK,
@@ -115,7 +115,7 @@ def bars(
             )
         _label_bars(ax, texts, centers, lows, highs)
         names = ["\n".join(textwrap.wrap(name, 30)) for name in values]
-        ax.set_yticks(places, names, color=INK)
+        ax.set_yticks(positions, names, color=INK)
         ax.tick_params(axis="y", length=0)
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
@@ -138,20 +138,20 @@ def heatmap(
     title: str | None = None,
     center: float | None = None,
 ) -> Figure:
-    """Draws a matrix as colours; a small one (up to 10 columns) with its values written in.
+    """Draws a matrix as colours, with its values as text if it has at most 10 columns.
 
     Args:
-      matrix: real values [rows, columns]; values that are not finite stay white.
+      matrix: real values [rows, columns]; values that are not finite are white.
       xlabel: label of the columns.
       ylabel: label of the rows.
       label: label of the values, with their unit.
-      xticks: a name for every column; their numbers when absent.
-      yticks: a name for every row.
-      title: a line above the figure.
-      center: a value that has a meaning (0 for a difference): colours diverge from it.
+      xticks: a name for every column; None: their numbers.
+      yticks: a name for every row; None: their numbers.
+      title: title above the figure.
+      center: a reference value (0 for a difference) from which colours diverge.
 
     Raises:
-      UsageError: for what is not a matrix, or names that do not match its sides.
+      UsageError: not a matrix, or the number of names does not match its shape.
     """
     values = np.asarray(matrix, float)
     if values.ndim != 2 or not values.size:
@@ -188,7 +188,7 @@ def _curve(name: str, values: Sequence[Any]) -> list[np.ndarray]:
     if len(arrays) not in (2, 4) or len(shapes) != 1 or arrays[0].ndim != 1:
         raise UsageError(
             f"curve {name!r} has {len(arrays)} arrays of shapes {[a.shape for a in arrays]}; "
-            "expected (x, y) or (x, y, low, high), each of one length"
+            "expected (x, y) or (x, y, low, high), all of the same length"
         )
     return arrays
 
@@ -201,7 +201,8 @@ def _bar(name: str, value: float | Sequence[float]) -> tuple[float, float, float
         return center, center, center
     if not is_triple or not numbers[1] <= numbers[0] <= numbers[2]:
         raise UsageError(
-            f"bar {name!r} is {value!r}; expected a value, or (value, low, high) in that interval"
+            f"bar {name!r} is {value!r}; expected a value, or (value, low, high) with low <= value "
+            "<= high"
         )
     center, low, high = map(float, numbers)
     return center, low, high
@@ -210,12 +211,12 @@ def _bar(name: str, value: float | Sequence[float]) -> tuple[float, float, float
 def _label_bars(
     ax: Axes, texts: Sequence[str], centers: np.ndarray, lows: np.ndarray, highs: np.ndarray
 ) -> None:
-    """Writes each value past the end of its bar and interval, and makes room for it."""
-    for place, (text, center) in enumerate(zip(texts, centers, strict=True)):
+    """Writes each value after the end of its bar and interval, and makes room for it."""
+    for position, (text, center) in enumerate(zip(texts, centers, strict=True)):
         left = center < 0
         ax.annotate(
             minus(text),
-            (lows[place] if left else highs[place], place),
+            (lows[position] if left else highs[position], position),
             xytext=(-6 if left else 6, 0),
             textcoords="offset points",
             ha="right" if left else "left",
@@ -227,7 +228,7 @@ def _label_bars(
 
 
 def _colors(values: np.ndarray, center: float | None) -> dict[str, Any]:
-    """Returns colour map and limits; around `center` both colours reach equally far."""
+    """Returns the colour map and its limits, which are symmetric around `center`."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise UsageError("heatmap got no finite value; expected at least one")
@@ -238,7 +239,7 @@ def _colors(values: np.ndarray, center: float | None) -> dict[str, Any]:
 
 
 def _write_cells(ax: Axes, image: Any, values: np.ndarray) -> None:
-    """Writes each finite value in its cell, light on dark and dark on light."""
+    """Writes each finite value in its cell, in white on dark colours."""
     texts = format_column(values.ravel().tolist(), digits=3)
     for text, ((row, column), value) in zip(texts, np.ndenumerate(values), strict=True):
         if np.isfinite(value):

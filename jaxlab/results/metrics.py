@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a line, and the same scalars for TensorBoard."""
+"""The metrics of a run: one JSON object per line, and the same scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-"""The file in a workdir that has the rows."""
+"""The name of the metrics file in a workdir."""
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -28,12 +28,11 @@ TENSORBOARD_FOLDER = "tensorboard"
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns the rows of a metrics file, in the order written.
 
-    A row is `{"step": int, "split/name": float or None, ...}`; None stands for a value that was
-    not finite. A row counts once its line ending is written, so the torn last line of a killed
-    run is left out. A file that does not exist has no rows.
+    A row is `{"step": int, "split/name": float or None, ...}`; None is a value that was not finite.
+    An incomplete last line, which a killed run can leave, is ignored. A missing file has no rows.
 
     Raises:
-      UsageError: when a whole line is not a JSON object with a `step`; names file and line.
+      UsageError: a line is not a JSON object with a `step`; names the file and the line.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -62,8 +61,8 @@ def _dump(row: Mapping[str, Any]) -> bytes:
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard event files of a workdir.
 
-    Every `write` puts one whole line on disk before it returns. The file is strict JSON, which has
-    no NaN and no infinity: such a value is written as `null` (TensorBoard gets it as it is).
+    Every `write` writes one whole line before it returns. The file is strict JSON, which has no NaN
+    or infinity: such values become `null` (TensorBoard gets them unchanged).
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as workdir:
@@ -74,7 +73,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = True):
-        """Opens the metrics of an existing folder (or `Record`) and cuts a torn last line."""
+        """Opens the metrics of an existing folder (or `Record`); drops an incomplete last line."""
         self._path = pathlib.Path(workdir) / METRICS_FILE
         self._events_folder = self._path.with_name(TENSORBOARD_FOLDER) if tensorboard else None
         self._events: SummaryWriter | None = None
@@ -82,7 +81,7 @@ class MetricWriter:
         self._file = open(self._path, "ab", buffering=0)
         self._cut_torn_line()
         if tensorboard:
-            import tensorboardX  # noqa: F401  a tenth of a second, which the first row need not take
+            import tensorboardX  # noqa: F401  takes 0.1 s, which should not delay the first row
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row.
@@ -92,8 +91,8 @@ class MetricWriter:
           metrics: scalars by `split/name`: Python numbers or arrays with one element.
 
         Raises:
-          UsageError: for a name without a split, or a value that is not one number.
-          WriteError: the disk takes no more; the rows before are whole.
+          UsageError: a name without a split, or a value that is not one number.
+          WriteError: the disk is full; earlier rows are intact.
         """
         step = operator.index(step)
         scalars = {name: _scalar(name, value) for name, value in metrics.items()}
@@ -104,14 +103,13 @@ class MetricWriter:
                 events.add_scalar(name, value, step)
 
     def truncate(self, step: int) -> None:
-        """Drops every row after `step`: a run that resumes from `step` writes them again.
+        """Removes every row after `step`, which a run that resumes from `step` writes again.
 
-        The file is replaced as a whole; TensorBoard is told to forget the same steps.
+        The file is replaced atomically; TensorBoard is told to purge the same steps.
         """
-        rows = read_metrics(self._path)
-        kept = [row for row in rows if row["step"] <= step]
+        rows = [row for row in read_metrics(self._path) if row["step"] <= step]
         self._file.close()
-        replace_file(self._path, b"".join(map(_dump, kept)))
+        replace_file(self._path, b"".join(map(_dump, rows)))
         self._file = open(self._path, "ab", buffering=0)
         self._close_events()
         self._purge_step = step + 1
@@ -125,7 +123,7 @@ class MetricWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        # On a full disk the first error, which is on its way, says more than that of closing.
+        # On a full disk, the error being raised says more than a second one from closing.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(WriteError):
             self.close()
 
@@ -138,26 +136,26 @@ class MetricWriter:
     def _append(self, line: bytes, step: int) -> None:
         size = os.fstat(self._file.fileno()).st_size
         try:
-            # Where space ends in the middle of a line, a part of it is written and nothing raised:
-            # the attempt to write the rest raises.
+            # If space runs out within a line, a part of it is written without an error; writing the
+            # rest raises.
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)
-            good = "the rows before and all checkpoints stay"
+            good = "earlier rows and all checkpoints are intact"
             raise WriteError(f"the metrics of step {step}", self._path, error, good) from error
 
     def _open_events(self) -> SummaryWriter:
         if self._events is not None and not _is_written(self._events):
-            # With its thread gone its queue would fill up, and block the training for ever.
+            # Without its thread, the queue would fill up and block training forever.
             self._events = None
             raise self._events_failed(OSError("its thread died"))
         if self._events is None:
             from tensorboardX import SummaryWriter
 
-            # The name of an event file has the second it was opened in: a second file within that
-            # second would replace the first.
+            # Event files are named after the second they are opened in, so a second file within
+            # that second would replace the first.
             self._events = SummaryWriter(
                 str(self._events_folder),
                 purge_step=self._purge_step,
@@ -176,19 +174,19 @@ class MetricWriter:
 
     def _events_failed(self, error: OSError) -> WriteError:
         assert self._events_folder is not None
-        good = f"{METRICS_FILE} and all checkpoints stay"
+        good = f"{METRICS_FILE} and all checkpoints are intact"
         return WriteError("TensorBoard events", self._events_folder, error, good)
 
 
 def _is_written(events: SummaryWriter) -> bool:
-    """False where the thread behind the event file has died, for one on a full disk."""
+    """Returns False if the thread that writes the event file has died, as on a full disk."""
     writer = getattr(getattr(events, "file_writer", None), "event_writer", None)
     worker = getattr(writer, "_worker", None)
     return worker is None or worker.is_alive()
 
 
 class NoMetrics:
-    """Takes rows and keeps none: the writer of the hosts that do not write."""
+    """A writer that discards all rows, for processes other than the main one."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Does nothing."""

@@ -1,4 +1,4 @@
-"""The frame of the HTML report: one self-contained page, for phone and laptop, light and dark."""
+"""The frame of the HTML report: one self-contained page for phones and laptops, light and dark."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ details .scroll { padding-bottom: 12px; }
 @media print { pre { max-height: none; } figure, .tiles div { break-inside: avoid; } }
 """
 
-# Nothing may be loaded or run, even if some text on the page should try to.
+# Forbids loading or running anything, even if text on the page tries to.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
-    """Returns a whole HTML document; `title` is text, `body` is HTML."""
+    """Returns a complete HTML document; `title` is text, `body` is HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

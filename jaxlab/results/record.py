@@ -32,13 +32,13 @@ from jaxlab.results.storage import plain, read_json_object, replace_json
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One statement of a paper, and whether this run bears it out.
+    """One claim of a paper, and whether this run supports it.
 
     Attributes:
-      claim: the statement, in words.
-      expected: what the paper leads one to expect, e.g. `">= 0.95"`.
-      measured: what this run gave: a number, or words with the numbers in them.
-      holds: whether `measured` is as expected. A claim that does not hold is kept.
+      claim: the claim, in words.
+      expected: the result that the paper suggests, e.g. `">= 0.95"`.
+      measured: the result of this run: a number, or text with numbers.
+      holds: whether `measured` is as expected. A claim that does not hold is recorded too.
     """
 
     claim: str
@@ -51,8 +51,8 @@ class Claim:
 class Record:
     """Config, metrics, curves and environment of one run on disk.
 
-    Made by `Record.create` (a run that begins or resumes) or `Record.open` (a finished or running
-    one, to read). It is path-like: `pathlib.Path(record)` is the workdir.
+    Make it with `Record.create`, to start or resume a run, or with `Record.open`, to read one. It
+    is path-like: `pathlib.Path(record)` is the workdir.
 
     Attributes:
       workdir: the folder of the run.
@@ -60,7 +60,7 @@ class Record:
       variant: name of the config variant, e.g. `"tiny"`.
       paper: the source, with its arXiv id.
       config: the resolved config as plain JSON values.
-      read_only: whether the record was opened to read.
+      read_only: whether it was made by `open`.
     """
 
     workdir: pathlib.Path
@@ -81,12 +81,12 @@ class Record:
         config: Mapping[str, Any],
         ignore: Sequence[str] = (),
     ) -> Record:
-        """Begins a run in `workdir`, or takes up the run that is there.
+        """Starts a run in `workdir`, or resumes the run that is there.
 
-        With several hosts all of them call it, and the main one writes.
+        All processes must call it; the main one writes.
 
         Args:
-          workdir: folder of the run; made when missing.
+          workdir: folder of the run, created if missing.
           experiment: name of the study.
           variant: name of the config variant.
           paper: the source, with its arXiv id.
@@ -96,8 +96,8 @@ class Record:
             is removed: it tells of the old one.
 
         Raises:
-          UsageError: when the folder cannot be made or written, when the config holds what JSON
-            cannot, or when the folder holds a run with another experiment, variant or config.
+          UsageError: the folder cannot be created or written; the config has values that JSON
+            cannot represent; the folder has a run with another experiment, variant or config.
         """
         record = cls(pathlib.Path(workdir), experiment, variant, paper, _plain_config(config))
         on_main_process(lambda: record._begin(ignore))
@@ -105,18 +105,18 @@ class Record:
 
     @classmethod
     def open(cls, workdir: str | os.PathLike[str]) -> Record:
-        """Opens the run in `workdir` to read it.
+        """Opens the run in `workdir` for reading.
 
         Raises:
-          UsageError: when the folder is missing or holds no run.
+          UsageError: the folder is missing or has no run.
         """
         path = pathlib.Path(workdir) / "config.json"
         advice = "give the --workdir of a run"
         try:
             stored = read_json_object(path)
         except (FileNotFoundError, NotADirectoryError):
-            found = "has no config.json" if path.parent.is_dir() else "is not a folder"
-            raise UsageError(f"workdir={os.fspath(workdir)!r} {found}; {advice}") from None
+            problem = "has no config.json" if path.parent.is_dir() else "is not a folder"
+            raise UsageError(f"workdir={os.fspath(workdir)!r} {problem}; {advice}") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {os.fspath(path)!r} ({error}); {advice}") from None
         names = ("experiment", "variant", "paper", "config")
@@ -141,7 +141,7 @@ class Record:
 
     @property
     def results_path(self) -> pathlib.Path:
-        """File with the claims and numbers, present once the run is complete."""
+        """File of claims and numbers, which exists once the run is complete."""
         return self.workdir / "results.json"
 
     @property
@@ -151,7 +151,7 @@ class Record:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl as they are on disk now; see `read_metrics`."""
+        """The current rows of metrics.jsonl; see `read_metrics`."""
         return read_metrics(self.workdir / METRICS_FILE)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -161,11 +161,11 @@ class Record:
           name: a metric, e.g. `"train/loss"`.
 
         Returns:
-          steps int64 [n] and values float64 [n], in the order written; NaN where the value was
+          steps int64 [n] and values float64 [n], in the order written; NaN for values that were
           not finite.
 
         Raises:
-          UsageError: when the run has no such metric.
+          UsageError: the run has no such metric.
         """
         rows = self.metrics
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -185,21 +185,21 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end: results.json is there."""
+        """Whether the run has finished: results.json exists."""
         return self.results_path.exists()
 
     @property
     def results(self) -> dict[str, Any]:
-        """What results.json holds.
+        """The contents of results.json.
 
         Raises:
-          UsageError: when the run is not complete, or the file is damaged.
+          UsageError: the run is not complete, or the file is damaged.
         """
         try:
             return read_json_object(self.results_path)
         except FileNotFoundError:
             raise UsageError(
-                f"the run in {os.fspath(self)!r} has no results.json yet; run it to its end"
+                f"the run in {os.fspath(self)!r} has no results.json yet; let it finish first"
             ) from None
         except ValueError as error:
             raise UsageError(
@@ -213,34 +213,33 @@ class Record:
         return tuple(Claim(**claim) for claim in self.results["claims"])
 
     def environment(self) -> dict[str, Any]:
-        """Returns versions and devices: those the results were made with, once complete.
-
-        Until then, those of this process, which is the one that runs it.
+        """Returns the versions and devices of the results, or of this process until complete.
 
         Raises:
-          UsageError: for a record opened to read whose run is not complete.
+          UsageError: the record was opened for reading and the run is not complete.
         """
         if self.read_only or self.complete:
             return self.results["environment"]
         return current_environment()
 
     def write_results(self, claims: Iterable[Claim], numbers: Mapping[str, Any]) -> pathlib.Path:
-        """Writes results.json, whole or not at all; from then on the run is complete.
+        """Writes results.json atomically; from then on the run is complete.
 
-        On hosts other than the main one it writes nothing.
+        Only the main process writes.
 
         Args:
-          claims: the paper's claims with what was measured, those that do not hold included.
+          claims: the paper's claims with their measured values, including those that do not hold.
           numbers: values by name; a value may be `{"value": ..., "command": ...}` with the command
-            that repeats it. NaN and infinity become `null`, since JSON has neither: a number lost
-            must not cost the run its other results.
+            that reproduces it. NaN and infinity become `null`, since JSON has neither: one bad
+            number must not cost the run its other results.
 
         Raises:
-          UsageError: for a record opened to read.
+          UsageError: the record was opened for reading.
         """
         if self.read_only:
             raise UsageError(
-                f"the record of {os.fspath(self)!r} was opened to read; its run writes the results"
+                f"the record of {os.fspath(self)!r} was opened for reading; only its run may write "
+                "results"
             )
         results = self._header() | {
             "claims": [dataclasses.asdict(claim) for claim in claims],
@@ -282,30 +281,31 @@ def _make_folder(workdir: pathlib.Path) -> None:
     advice = "give a --workdir that can be written"
     if re.match(r"[a-z0-9+.-]{2,}:/", os.fspath(workdir)):
         raise UsageError(
-            f"workdir={os.fspath(workdir)!r} is a URL; give a folder, of a mounted bucket for one"
+            f"workdir={os.fspath(workdir)!r} is a URL; give a folder, for example of a mounted "
+            "bucket"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"workdir={os.fspath(workdir)!r} is or lies in a file; {advice}") from None
+        raise UsageError(f"workdir={os.fspath(workdir)!r} is or is in a file; {advice}") from None
     except OSError as error:
         raise UsageError(
-            f"workdir={os.fspath(workdir)!r} cannot be made ({error.strerror}); {advice}"
+            f"workdir={os.fspath(workdir)!r} cannot be created ({error.strerror}); {advice}"
         ) from None
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise UsageError(f"workdir={os.fspath(workdir)!r} cannot be written; {advice}")
 
 
 def _differences(old: Record, new: Record) -> list[tuple[str, str]]:
-    """Returns `(field, "field: old -> new")` for what differs; the paper may be named anew."""
+    """Returns `(field, "field: old -> new")` for what differs; the paper's name may change."""
     sides = [{"experiment": side.experiment, "variant": side.variant} for side in (old, new)]
     return [*differences(*sides), *differences(old.config, new.config)]
 
 
 def _refuse(changes: Sequence[tuple[str, str]], ignore: Sequence[str], workdir: str) -> None:
-    kept = [line for field, line in changes if not matches(field, ignore)]
-    if kept:
+    refused = [line for field, line in changes if not matches(field, ignore)]
+    if refused:
         raise UsageError(
-            f"workdir={workdir!r} holds a run with another config: {listed(kept)}; "
-            "use another --workdir or set these back"
+            f"workdir={workdir!r} has a run with another config: {listed(refused)}; "
+            "use another --workdir or change these back"
         )

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that says what ran, what was claimed and what came out."""
+"""The HTML report of a run: one self-contained page with its claims, numbers and figures."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ def write_report(
 ) -> pathlib.Path:
     """Writes report.html of a complete run and returns its path.
 
-    Claims, numbers, config and environment are taken from the record, so the page cannot say
-    other than results.json. The page refers to no other file, runs no script, and is the same
-    for the same run.
+    Claims, numbers, config and environment come from the record, so the page always agrees with
+    results.json. The page refers to no other file, runs no script, and is reproducible.
 
     Args:
-      record: a run whose results are written.
+      record: a complete run.
       title: heading of the page.
-      summary: what the study asks and how; blank lines part paragraphs. Results in it must be
-        made from the record's numbers.
-      figures: path of a PNG by caption.
-      tables: rows, as for `html_table`, by caption.
-      samples: text by title; shown as it is.
-      commands: shell command by what it does. The commands of the numbers follow by themselves.
+      summary: what the study asks and how; blank lines separate paragraphs. Results in it must come
+        from the record's numbers.
+      figures: `{caption: path of a PNG}`.
+      tables: `{caption: rows}`, with rows as for `html_table`.
+      samples: `{title: text}`, shown verbatim.
+      commands: `{purpose: shell command}`. The commands of the numbers are added automatically.
 
     Raises:
-      UsageError: when the run is not complete, or a figure is missing or is not a PNG.
+      UsageError: the run is not complete, or a figure is missing or is not a PNG.
     """
     numbers = dict(_flat_numbers(record.results["numbers"]))
     repeated = {name: number["command"] for name, number in numbers.items() if "command" in number}
@@ -117,7 +116,7 @@ def _numbers(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 def _flat_numbers(
     numbers: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields name and `{"value": ...}`, with its `"command"` if it has one; groups are joined."""
+    """Yields `(name, {"value": ...})`, with a `"command"` if there is one; joins nested names."""
     for name, number in numbers.items():
         if not isinstance(number, Mapping):
             yield f"{prefix}{name}", {"value": number}
@@ -193,12 +192,12 @@ def _section(title: str, body: str) -> str:
 
 
 def _paper(paper: str) -> str:
-    """Returns the paper with its arXiv id, if it has one, as a link."""
-    found = _ARXIV_ID.search(paper)
-    if not found:
+    """Returns the paper with its arXiv id, if any, as a link."""
+    match = _ARXIV_ID.search(paper)
+    if not match:
         return _text(paper)
-    before, after = paper[: found.start()], paper[found.end() :]
-    link = f'<a href="https://arxiv.org/abs/{found[1]}">arXiv:{found[1]}</a>'
+    before, after = paper[: match.start()], paper[match.end() :]
+    link = f'<a href="https://arxiv.org/abs/{match[1]}">arXiv:{match[1]}</a>'
     return f"{_text(before)}{link}{_text(after)}"
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the plain JSON they hold."""
+"""Atomic writes of files, and plain JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxlab.core import WriteError
 
 
 def plain(value: Any) -> Any:
-    """Returns `value` as what strict JSON can hold.
+    """Converts `value` to types that strict JSON can represent.
 
-    Mappings, lists and tuples are walked; arrays and scalars of numpy and jax become Python
-    numbers and lists. JSON has no NaN and no infinity: they become None (`null`).
+    Mappings, lists and tuples are converted recursively; arrays and scalars of NumPy and JAX become
+    Python numbers and lists. JSON has no NaN or infinity: they become None (`null`).
 
     Raises:
-      TypeError: for any other type.
+      TypeError: any other type.
 
     >>> plain({"loss": float("nan"), "widths": (64, 128)})
     {'loss': None, 'widths': [64, 128]}
@@ -36,18 +36,18 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     raise TypeError(
-        f"{type(value).__name__} {value!r} has no place in a JSON file; pass numbers, strings, "
+        f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers, strings, "
         "booleans, None, or lists and dicts of them"
     )
 
 
 def replace_file(path: str | os.PathLike[str], content: str | bytes) -> pathlib.Path:
-    """Writes `content` so that a reader sees the old file or the new one, never a part of one.
+    """Writes `content` atomically: a reader sees the old file or the new one, never a part.
 
-    Text is written as UTF-8. When writing fails the old file stays and nothing else is left.
+    Text is written as UTF-8. If writing fails, the old file is intact and nothing is left over.
 
     Raises:
-      WriteError: the file system takes no more.
+      WriteError: the file cannot be written.
     """
     path = pathlib.Path(path)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -58,14 +58,14 @@ def replace_file(path: str | os.PathLike[str], content: str | bytes) -> pathlib.
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except OSError as error:
-        raise WriteError(path.name, path, error, "what was there stays") from error
+        raise WriteError(path.name, path, error, "the old file is intact") from error
     finally:
         scratch.unlink(missing_ok=True)
     return path
 
 
 def replace_json(path: str | os.PathLike[str], value: Any) -> pathlib.Path:
-    """Writes `plain(value)` as indented strict JSON, whole or not at all."""
+    """Writes `plain(value)` atomically as indented strict JSON."""
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     return replace_file(path, text + "\n")
 
@@ -74,8 +74,8 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-      OSError: when the file cannot be read.
-      ValueError: when it is not UTF-8 or not one JSON object.
+      OSError: the file cannot be read.
+      ValueError: it is not UTF-8 or not a JSON object.
     """
     value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Tables as plain text, Markdown and HTML, and the one way numbers are written."""
+"""Tables as plain text, Markdown and HTML, and the formatting of numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIGITS = 4
 
 
 def claim_lines(claims: Sequence[Claim]) -> list[str]:
-    """One line a claim: whether it holds, the claim, and what was measured.
+    """Returns one line per claim: whether it holds, the claim, and the measured value.
 
     >>> claim_lines([Claim("It is small.", "below 1", "2", holds=False)])
     ['not shown  It is small. (2)']
@@ -26,11 +26,11 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
 
 
 def format_number(value: float | int | bool | None, digits: int = _DIGITS) -> str:
-    """Writes one number for people.
+    """Formats one number for display.
 
-    Integers keep all digits, in groups of three. Other numbers get `digits` significant digits,
-    in scientific notation below 1e-4 and from 1e7 on. What is not finite is `n/a`, as is None,
-    which stands for it in files; booleans are yes and no. Scalars of numpy and jax are taken too.
+    Integers keep all digits, in groups of three. Other numbers get `digits` significant digits, in
+    scientific notation below 1e-4 and from 1e7 on. Numbers that are not finite, and None, which
+    replaces them in files, are `n/a`; booleans are yes and no. Scalars of NumPy and JAX work too.
 
     >>> [format_number(value) for value in (1234567, 0.95214, 12.3456, 2.5e-6, True, None)]
     ['1,234,567', '0.9521', '12.35', '2.5e-06', 'yes', 'n/a']
@@ -47,10 +47,10 @@ def format_number(value: float | int | bool | None, digits: int = _DIGITS) -> st
 
 
 def format_column(values: Sequence[Any], digits: int = _DIGITS) -> list[str]:
-    """Writes the cells of one column; its fractions share their number of decimals.
+    """Formats the cells of a column, with the same number of decimals for all fractions.
 
-    The largest decides, unless the smallest would be left with fewer than two digits: then each
-    is written on its own. What is not a number is written as text, on one line.
+    The largest fraction sets the number of decimals, unless the smallest would keep fewer than two
+    digits; then each is formatted separately. Other values become text on one line.
 
     >>> format_column([1.9042, 12.5, 3])
     ['1.90', '12.50', '3']
@@ -71,14 +71,14 @@ def format_column(values: Sequence[Any], digits: int = _DIGITS) -> list[str]:
 
 
 def table(rows: Rows, columns: Sequence[str] | None = None) -> str:
-    """Returns rows as aligned plain text: numbers to the right, words to the left.
+    """Formats rows as plain text, with numbers right-aligned and text left-aligned.
 
     Args:
-      rows: one mapping a row, from column to cell; a missing cell stays empty.
-      columns: the columns to show, in this order; all, in order of appearance, when absent.
+      rows: one mapping per row, from column to cell; a missing cell is empty.
+      columns: the columns to show, in this order; None: all, in order of appearance.
 
     Raises:
-      UsageError: for a column that no row has.
+      UsageError: a column that no row has.
 
     >>> print(table([{"model": "slide", "bits": 2.25}, {"model": "recurrent", "bits": 2.125}]))
     model       bits
@@ -93,7 +93,7 @@ def table(rows: Rows, columns: Sequence[str] | None = None) -> str:
 
 
 def markdown_table(rows: Rows, columns: Sequence[str] | None = None) -> str:
-    """Returns rows as a Markdown table; arguments as for `table`."""
+    """Formats rows as a Markdown table; arguments as for `table`."""
     names, cells, numeric = _layout(rows, columns)
     names, *cells = [[cell.replace("|", "\\|") for cell in line] for line in (names, *cells)]
     widths = [max(3, *map(len, column)) for column in zip(names, *cells, strict=True)]
@@ -106,7 +106,7 @@ def markdown_table(rows: Rows, columns: Sequence[str] | None = None) -> str:
 
 
 def html_table(rows: Rows, columns: Sequence[str] | None = None) -> str:
-    """Returns rows as an HTML `<table>`, escaped; cells of numbers have the class `number`."""
+    """Formats rows as an escaped HTML `<table>`; number cells have the class `number`."""
     names, cells, numeric = _layout(rows, columns)
     kinds = [' class="number"' if right else "" for right in numeric]
 
@@ -124,7 +124,7 @@ def html_table(rows: Rows, columns: Sequence[str] | None = None) -> str:
 def _layout(
     rows: Rows, columns: Sequence[str] | None
 ) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Returns column names, cells as text by row, and which columns hold numbers."""
+    """Returns column names, cells as text by row, and which columns are numeric."""
     known = list(dict.fromkeys(name for row in rows for name in row))
     names = list(known if columns is None else columns)
     for name in names:
@@ -149,7 +149,7 @@ def _align(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
 
 
 def _plain_cell(value: Any) -> Any:
-    """Returns a number, boolean or None as Python's own, anything else as one line of text."""
+    """Converts numbers, booleans and None to Python's types, anything else to a line of text."""
     if value is None or isinstance(value, bool | int | float):
         return plain(value)
     if getattr(value, "shape", None) == ():
@@ -158,13 +158,13 @@ def _plain_cell(value: Any) -> Any:
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
-    """Whether a column holds numbers, with lost ones (None) and empty cells at most beside them."""
+    """Returns whether a column has only numbers, None and empty cells, and at least one number."""
     cells = [cell for cell in map(_plain_cell, values) if cell not in ("", None)]
     return bool(cells) and not any(isinstance(cell, bool | str) for cell in cells)
 
 
 def _decimals(value: float, digits: int) -> int | None:
-    """Returns the decimals that show `digits` significant digits, None for scientific notation."""
+    """Returns the number of decimals for `digits` significant digits, or None for scientific."""
     if value == 0:
         return 0
     power = math.floor(math.log10(abs(value)))

@@ -232,7 +232,7 @@ def test_a_small_heatmap_has_its_values_written_in_and_a_large_one_has_not():
         (lambda: figures.lines({}, **LABELS), "nothing to draw"),
         (lambda: figures.lines({"a": ([1, 2], [1])}, **LABELS), "curve 'a' has 2 arrays"),
         (lambda: figures.lines({"a": ([1], [1])}, xscale="log3", **LABELS), "did you mean 'log"),
-        (lambda: figures.bars({"a": (1.0, 2.0, 3.0)}, xlabel="x"), "in that interval"),
+        (lambda: figures.bars({"a": (1.0, 2.0, 3.0)}, xlabel="x"), "low <= value <= high"),
         (lambda: figures.heatmap([1], xlabel="x", ylabel="y", label="v"), r"of shape \(1,\)"),
         (
             lambda: figures.heatmap([[1]], xlabel="x", ylabel="y", label="v", xticks=["a", "b"]),

@@ -96,7 +96,7 @@ def test_a_config_that_json_cannot_hold_is_refused_by_field(tmp_path, value):
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_workdir_that_is_or_lies_in_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is or lies in a file; give a --workdir"):
+    with pytest.raises(UsageError, match="is or is in a file; give a --workdir"):
         create(tmp_path / "file" / below)
 
 
@@ -168,14 +168,14 @@ def test_results_that_fail_to_be_written_leave_the_old_ones(tmp_path, monkeypatc
 
 def test_a_record_opened_to_read_writes_no_results(tmp_path):
     create(tmp_path)
-    with pytest.raises(UsageError, match="opened to read"):
+    with pytest.raises(UsageError, match="opened for reading"):
         Record.open(tmp_path).write_results(CLAIMS, {})
     assert not (tmp_path / "results.json").exists()
 
 
 def test_a_run_that_is_not_complete_has_no_results_to_read(tmp_path):
     create(tmp_path)
-    with pytest.raises(UsageError, match="no results.json yet; run it to its end"):
+    with pytest.raises(UsageError, match="no results.json yet; let it finish first"):
         _ = Record.open(tmp_path).results
     with pytest.raises(UsageError, match="no results.json yet"):
         Record.open(tmp_path).environment()

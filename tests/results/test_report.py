@@ -160,5 +160,5 @@ def test_a_missing_figure_or_one_that_is_no_png_is_named_and_the_old_page_stays(
 
 def test_a_run_that_is_not_complete_has_no_report(tmp_path):
     record = Record.create(tmp_path, experiment="a", variant="b", paper="c", config={})
-    with pytest.raises(UsageError, match="run it to its end"):
+    with pytest.raises(UsageError, match="let it finish first"):
         write_report(record, title="t", summary="s")

@@ -22,7 +22,7 @@ def test_values_that_are_not_finite_become_null(value):
 
 
 def test_a_type_without_a_place_in_json_is_named():
-    with pytest.raises(TypeError, match="set .* has no place in a JSON file"):
+    with pytest.raises(TypeError, match="set .* cannot be written as JSON"):
         storage.plain({"a": {1, 2}})
 
 

@@ -143,7 +143,7 @@ def test_the_default_variant_is_taken(config):
         (["--config={config}", "--config.train.steps=0"], "steps=0; it takes a whole number of 1"),
         (["--config={config}", "--config.train.optimizer.name=adm"], "did you mean 'adamw'?"),
         (["--config={config}", "--config.name"], "--config.name has no value"),
-        (["--config={config}", "--workdir={config}"], "is or lies in a file"),
+        (["--config={config}", "--workdir={config}"], "is or is in a file"),
     ],
 )
 def test_what_is_wrong_gives_one_line_and_code_2(call, config, argv, words):

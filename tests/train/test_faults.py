@@ -58,7 +58,7 @@ ENDED = {
         5,
         4,
         r"the metrics of step 8 cannot be written to '.*/metrics.jsonl' \(File too large\); "
-        r"the rows before and all checkpoints stay; free some space there and run .*",
+        r"earlier rows and all checkpoints are intact; free some space there and run .*",
     ),
     "numbers that are not finite": (
         3,

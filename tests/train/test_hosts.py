@@ -241,7 +241,7 @@ def test_what_the_main_host_refuses_ends_all_and_is_said_once(slurm, tmp_path):
     )
     ends = Processes(tmp_path, 2, slurm=slurm).end()
     assert [code for code, _, _ in ends] == [2, 2]
-    assert "holds a run with another config" in ends[0][2]
+    assert "has a run with another config" in ends[0][2]
     assert "another config" not in ends[1][2]
 
 
