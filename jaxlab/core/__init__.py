@@ -1,4 +1,4 @@
-"""The shared nouns of the house: View, flat params, Batch, Loss, keys, meshes, configs."""
+"""The nouns that all rooms share: View, flat params, Batch, Loss, keys, meshes, configs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Frozen dataclasses as configuration: dotted overrides, plain dicts.
+"""Frozen dataclasses as configs: dotted overrides and plain dicts.
 
-The public config libraries do not take frozen dataclasses with tuples, literals and optional
-fields from the command line; this resolver does, and names the nearest field on a typo.
+Public config libraries cannot set frozen dataclasses with tuples, literals and optional fields from
+the command line; this one can, and suggests the nearest field for a typo.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def override(config: C, assignments: Mapping[str, str]) -> C:
 
 
 def _assign(config: Any, assignments: Mapping[str, str], prefix: str) -> Any:
-    # A group is replaced once, with all its values: fields that check one another
-    # (width and num_heads) may then be set in any order.
+    # A group is replaced once with all its values, so fields that are checked together (width and
+    # num_heads) can be set in any order.
     known = [f.name for f in dataclasses.fields(config)]
     parts: dict[str, dict[str, str]] = {}
     for path, text in assignments.items():
@@ -57,7 +57,7 @@ def _assign(config: Any, assignments: Mapping[str, str], prefix: str) -> Any:
 def _value(config: Any, name: str, part: Mapping[str, str], path: str) -> Any:
     if "" in part:
         if len(part) > 1:
-            raise UsageError(f"config field {path!r} is set as a whole and by field; choose one")
+            raise UsageError(f"config field {path!r} is set both whole and by field; choose one")
         return _parse(typing.get_type_hints(type(config))[name], part[""], path)
     current = getattr(config, name)
     if not dataclasses.is_dataclass(current):
@@ -101,12 +101,12 @@ def _parse_any(kinds: list[Any], text: str, path: str) -> Any:
 
 def _parse_tuple(kinds: tuple[Any, ...], text: str, path: str) -> tuple:
     inner = text.strip().removeprefix("(").removesuffix(")").strip().removesuffix(",")
-    pieces = [piece.strip() for piece in inner.split(",")] if inner else []
+    items = [item.strip() for item in inner.split(",")] if inner else []
     if kinds[1:] == (...,):
-        kinds = kinds[:1] * len(pieces)
-    if len(kinds) != len(pieces):
+        kinds = kinds[:1] * len(items)
+    if len(kinds) != len(items):
         raise UsageError(f"config field {path!r} got {text!r}; it takes {len(kinds)} values")
-    return tuple(_parse(kind, piece, path) for kind, piece in zip(kinds, pieces, strict=True))
+    return tuple(_parse(kind, item, path) for kind, item in zip(kinds, items, strict=True))
 
 
 def _int(text: str) -> int:
@@ -127,7 +127,7 @@ _SCALARS: dict[type, Callable[[str], Any]] = {int: _int, float: float, str: str,
 
 
 def to_dict(config: Any) -> Any:
-    """A config as nested dicts and lists, fit for JSON."""
+    """Converts a config to nested dicts and lists, as for JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, (tuple, list)):
@@ -139,7 +139,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of `to_dict` for a config class.
 
     Raises:
-      UsageError: a field that the class does not have, or one without a default that is missing.
+      UsageError: an unknown field, or a missing field without a default.
     """
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}

@@ -1,4 +1,4 @@
-"""Which devices a program is made for: those of this process, or others that are planned for."""
+"""The devices that programs are compiled for: those of this process, or a planned topology."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 @contextlib.contextmanager
 def use_devices(devices: Sequence[Any], platform: str | None = None) -> Iterator[None]:
-    """Within this context `make_mesh` takes these devices and `platform` is theirs.
+    """A context in which `make_mesh` uses these devices and `platform` returns theirs.
 
     Args:
       devices: devices of one kind; those of a TPU topology can be compiled for without a TPU.
-      platform: what programs are made for, where it is not what the devices are: virtual CPU
-        devices that stand for GPUs.
+      platform: the platform to compile for, if it is not that of the devices: virtual CPU devices
+        can stand in for GPUs.
     """
     devices = tuple(devices)
     tokens = _devices.set(devices), _platform.set(platform or devices[0].platform)
@@ -34,22 +34,23 @@ def use_devices(devices: Sequence[Any], platform: str | None = None) -> Iterator
 
 
 def all_devices() -> list[Any]:
-    """The devices of `use_devices`; outside of it, all that JAX has."""
+    """Returns the devices of `use_devices`; outside of it, all JAX devices."""
     devices = _devices.get()
     return jax.devices() if devices is None else list(devices)
 
 
 def platform() -> str:
-    """What is traced here will run on: 'cpu', 'tpu' or 'gpu'.
+    """Returns the platform that code traced here will run on: 'cpu', 'tpu' or 'gpu'.
 
-    The platform of `use_devices`, else that of the mesh of `use_mesh`, else JAX's default backend.
+    It is the platform of `use_devices`, else that of the mesh of `use_mesh`, else JAX's default
+    backend.
     """
     return _platform.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def on_platform_of(device: Any) -> Iterator[None]:
-    """Within this context `platform` is that of the device, unless `use_devices` says another."""
+    """A context in which `platform` returns that of the device, unless `use_devices` set it."""
     if _devices.get() is not None:
         yield
         return

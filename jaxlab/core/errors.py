@@ -1,4 +1,4 @@
-"""Errors of one line, with values and the way out: wrong input, files that cannot be written."""
+"""One-line errors with the values received and a way out: wrong input, failed writes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Input that cannot be used as given.
+    """Input that cannot be used.
 
-    The message is one line that says what was received, what is accepted and what to do next.
-    The experiment command line prints it without a traceback and exits with 2.
+    The message is one line that says what was received, what is accepted and what to do next. The
+    command line of an experiment prints it without a traceback and exits with code 2.
     """
 
     def __init__(self, message: str):
@@ -20,27 +20,27 @@ class UsageError(ValueError):
 
 
 class WriteError(OSError):
-    """A file that could not be written: the disk is full, a quota is used up, a device failed.
+    """A file could not be written: the disk is full, a quota is exceeded, a device failed.
 
-    The message is one line that says what was being written, where, why that failed, what is still
-    good and what to do next. The experiment command line prints it without a traceback and exits
-    with 5.
+    The message is one line that says what could not be written, where, why, what is intact and what
+    to do next. The command line of an experiment prints it without a traceback and exits with
+    code 5.
 
     Args:
       what: what was being written.
-      path: where.
-      error: what the system said; its `errno` becomes that of this error.
-      good: what is still good.
+      path: the file or folder.
+      error: the error of the system, whose `errno` this error takes.
+      good: what is intact.
 
-    >>> print(WriteError("w.json", "r/w.json", OSError(errno.EIO, ""), "the old one stays"))
-    w.json cannot be written to 'r/w.json' (Input/output error); the old one stays; mend that and \
-run the same command again
+    >>> print(WriteError("w.json", "r/w.json", OSError(errno.EIO, ""), "the old file is intact"))
+    w.json cannot be written to 'r/w.json' (Input/output error); the old file is intact; fix that \
+and run the same command again
     """
 
     def __init__(self, what: str, path: str | os.PathLike[str], error: OSError, good: str):
         reason = " ".join((os.strerror(error.errno) if error.errno else str(error)).split())
-        way_out = "free some space there" if error.errno in FULL else "mend that"
-        # Without the errno in `args`: OSError would print it as `[Errno 28]`.
+        way_out = "free some space there" if error.errno in FULL else "fix that"
+        # The errno must not be in `args`: OSError would print it as `[Errno 28]`.
         super().__init__(
             f"{what} cannot be written to {os.fspath(path)!r} ({reason}); {good}; "
             f"{way_out} and run the same command again"
@@ -49,11 +49,11 @@ run the same command again
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system says where no more can be written: a full disk, a quota, a limit on a file."""
+"""The error numbers of a full disk, an exceeded quota and a file size limit."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or `""`.
+    """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or `""` if none is.
 
     >>> nearest("num_layer", ["num_layers", "width"])
     "; did you mean 'num_layers'?"

@@ -1,4 +1,4 @@
-"""Accelerators by name, with what their makers publish: peak rates, memory, bandwidths."""
+"""Accelerators by name, with published peak rates, memory and bandwidths."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ GB, GIB = 10**9, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator; all rates are peaks that no program passes.
+    """One accelerator; all rates are theoretical peaks.
 
     Attributes:
-      name: what the command line calls it.
+      name: its name on the command line.
       platform: 'tpu' or 'gpu'.
       flops: bfloat16 FLOP/s of dense matrix products.
-      memory: bytes of its memory.
+      memory: bytes of memory.
       memory_bandwidth: bytes/s between the chip and its memory.
-      link_bandwidth: bytes/s that it sends over all its links to others, in one direction.
-      group: chips that the links join at most: a pod, or the GPUs of one server.
-      network_bandwidth: bytes/s that it sends to chips of another group; 0: not published.
+      link_bandwidth: bytes/s that it can send over all its links together.
+      group: the largest number of chips connected by links: a pod, or the GPUs of a server.
+      network_bandwidth: bytes/s that it can send to chips of another group; 0: not published.
     """
 
     name: str
@@ -57,21 +57,21 @@ CHIPS = {
         Chip("H100", "gpu", 989.5e12, 80 * GB, 3350 * GB, 450 * GB, 8, 50 * GB),
     )
 }
-"""The chips that can be planned for, by name."""
+"""The chips that plans can be made for, by name."""
 
 
 def chip(name: str) -> Chip:
-    """The chip of that name, whatever its case.
+    """Returns the chip with that name, ignoring case.
 
     Raises:
-      UsageError: a chip that is not in `CHIPS`.
+      UsageError: an unknown chip.
 
     >>> chip("h100").platform
     'gpu'
     """
-    by_name = {known.lower(): found for known, found in CHIPS.items()}
+    by_name = {known.lower(): chip for known, chip in CHIPS.items()}
     if name.lower() not in by_name:
         raise UsageError(
-            f"no chip is called {name!r}; known: {', '.join(CHIPS)}{nearest(name.lower(), by_name)}"
+            f"unknown chip {name!r}; known: {', '.join(CHIPS)}{nearest(name.lower(), by_name)}"
         )
     return by_name[name.lower()]

@@ -8,7 +8,7 @@ import jax
 
 
 def named(key: jax.Array, *names: str | int | jax.Array) -> jax.Array:
-    """Derives a key by folding in names (a checksum, the same in every process) and numbers.
+    """Derives a key by folding in numbers and names (as checksums, the same in every process).
 
     Args:
       key: a typed key of `jax.random.key`.
@@ -25,5 +25,5 @@ def named(key: jax.Array, *names: str | int | jax.Array) -> jax.Array:
 
 
 def _checksum(name: str) -> int:
-    # The upper half of uint32: no step count reaches it, so that words and numbers never meet.
+    # The upper half of uint32, which no step number reaches: names never collide with numbers.
     return zlib.crc32(name.encode()) | 1 << 31

@@ -1,4 +1,4 @@
-"""Batches and losses that average exactly over uneven batches, micro-batches and shards."""
+"""Batches, and losses that average exactly over uneven batches, micro-batches and shards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What an objective returns.
+    """The result of an objective.
 
     Attributes:
-      value: float32 scalar, the mean that is minimised.
-      weight: float32 scalar, what the mean was taken over (tokens, examples). The mean over two
+      value: float32 scalar, the mean to minimise.
+      weight: float32 scalar, the number of tokens or examples in the mean. The mean over two
         batches is `(a.value * a.weight + b.value * b.weight) / (a.weight + b.weight)`.
-      metrics: `{name: (mean, weight)}`, each with a weight of its own.
+      metrics: `{name: (mean, weight)}`, each with its own weight.
       carry: the recurrent state after the batch, or None for models without one.
     """
 
@@ -42,22 +42,24 @@ Objective = Callable[[Callable[..., Any], Batch, Any, jax.Array | None], Loss]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean of `values` where `mask` is true, and how many there are; zero where there are none.
+    """Returns the mean of `values` where `mask` is true, and their number; both 0 for none.
 
     Args:
       values: float array.
-      mask: bool or 0/1 array of the same shape. Where it is false, values may be anything, NaN
-        included.
+      mask: bool or 0/1 array of the same shape. Where it is false, values may be anything, even
+        NaN.
 
     Raises:
-      UsageError: shapes that differ (broadcasting would count wrongly).
+      UsageError: the shapes differ (broadcasting would give a wrong count).
 
     >>> import jax.numpy as jnp
     >>> [float(x) for x in masked_mean(jnp.array([1., 2., 9.]), jnp.array([True, True, False]))]
     [1.5, 2.0]
     """
     if values.shape != mask.shape:
-        raise UsageError(f"values of shape {values.shape} need a mask of it, got {mask.shape}")
+        raise UsageError(
+            f"mask of shape {mask.shape} for values of shape {values.shape}; expected the same"
+        )
     total = jnp.where(mask != 0, values.astype(jnp.float32), 0.0).sum()
     weight = jnp.count_nonzero(mask).astype(jnp.float32)
     return total / jnp.maximum(weight, 1.0), weight

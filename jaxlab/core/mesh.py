@@ -1,7 +1,8 @@
 """Device meshes, and one ordered table from logical axes to mesh axes.
 
-Models name the logical axes of their parameters (`axes=('embed', 'mlp')`) and activations
-(`constrain(x, 'batch', 'length', 'embed')`) and know no mesh. One device is a mesh of one.
+Models name the logical axes of their parameters (`axes=('embed', 'mlp')`) and of their activations
+(`constrain(x, 'batch', 'length', 'embed')`), but know nothing about meshes. A single device is a
+mesh of size one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 """The names of the mesh axes, outermost first."""
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
-"""Rows `(logical axis, mesh axes)`. Earlier rows take a mesh axis first; later rows of the same
-logical axis are tried where earlier ones do not fit; an axis that is not listed is replicated."""
+"""Rows `(logical axis, mesh axes)`. Earlier rows get a mesh axis first; later rows of the same
+logical axis are tried if earlier ones do not fit; axes that are not listed are replicated."""
 
 RULES: Rules = (
     ("batch", ("data", "fsdp")),
@@ -36,21 +37,21 @@ RULES: Rules = (
     ("heads", ("tensor",)),
     ("embed", ("fsdp",)),
 )
-"""The house's table."""
+"""The default table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, which takes what the others leave.
+    """Sizes of the mesh axes; at most one may be -1, for all remaining devices.
 
     Attributes:
-      data: copies of the model, each with rows of the batch of its own.
-      fsdp: devices that share the parameters of a copy, and its rows.
-      sequence: devices that share the tokens of a row.
-      tensor: devices that share heads, hidden units and the vocabulary.
-      slices: groups of devices with a slow network between them; `data`, then `fsdp`, lies across
-        it, the other axes inside. -1: what the devices say (TPU slices, else hosts); another
-        number splits the devices in their order; 1 takes all networks for equal.
+      data: number of copies of the model, each with its own rows of the batch.
+      fsdp: number of devices that the parameters and rows of a copy are split over.
+      sequence: number of devices that the tokens of a row are split over.
+      tensor: number of devices that heads, hidden units and the vocabulary are split over.
+      slices: number of groups of devices connected by a slow network, which only `data`, then
+        `fsdp`, may cross. -1: given by the devices (TPU slices, else processes); another number
+        splits the devices in order; 1 treats all links as equal.
     """
 
     data: int = -1
@@ -61,11 +62,11 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """Builds a mesh of all axes (of size 1 where unused) over `devices`, by default all there are.
+    """Builds a mesh with all axes (size 1 if unused) over `devices`, by default all devices.
 
     Raises:
-      UsageError: sizes that do not multiply to the number of devices, or that leave nothing to lie
-        across slices.
+      UsageError: the sizes do not multiply to the number of devices, or `data` and `fsdp` are too
+        small to cross the slices.
 
     >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
@@ -86,7 +87,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     groups = _slices(devices, config.slices)
     if len(groups) > 1:
         return Mesh(_across_slices(filled, groups), MESH_AXES, axis_types=types)
-    # With slices=1; or a device for each of two cores of a TPU chip, as only compilers see them.
+    # With slices=1, or with one device per core of a TPU chip, as in topologies to compile for.
     several = {getattr(device, "slice_index", None) for device in devices}
     cores = {getattr(device, "core_on_chip", None) for device in devices}
     if len(several) > 1 or len(cores) > 1:
@@ -95,45 +96,45 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
 
 
 def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
-    """The devices by slice; a host of several devices is one where they name no slices."""
+    """Groups the devices by slice; without slice indices, by process if it has several devices."""
     if count != -1:
         if count < 1 or len(devices) % count:
             raise UsageError(
                 f"slices={count} does not divide {len(devices)} devices; it takes a divisor, or -1 "
-                "for what the devices say"
+                "for the slices of the devices"
             )
         size = len(devices) // count
         return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
     named = all(getattr(device, "slice_index", None) is not None for device in devices)
     if not named and getattr(devices[0], "platform", None) == "tpu":
-        return [list(devices)]  # a topology to compile for: the hosts of one slice
+        return [list(devices)]  # a topology to compile for: the processes of one slice
     by_index: dict[int, list[Any]] = {}
     for device in devices:
         index = device.slice_index if named else device.process_index
         by_index.setdefault(index, []).append(device)
     groups = [by_index[index] for index in sorted(by_index)]
-    held = [len(group) for group in groups]
-    if not named and set(held) == {1}:
-        return [list(devices)]  # a process for each device: they may all be in one host
-    if len(set(held)) > 1:
+    counts = [len(group) for group in groups]
+    if not named and set(counts) == {1}:
+        return [list(devices)]  # one process per device: they may all be on one machine
+    if len(set(counts)) > 1:
         raise UsageError(
-            f"the {len(groups)} slices hold {', '.join(map(str, held))} devices; a mesh takes as "
-            "many of each: name the devices, or set slices=1"
+            f"the {len(groups)} slices have {', '.join(map(str, counts))} devices; a mesh needs "
+            "equal numbers: choose the devices, or set slices=1"
         )
     return groups
 
 
 def _across_slices(sizes: tuple[int, ...], groups: list[list[Any]]) -> np.ndarray:
-    """Devices in the shape `sizes`: the outermost axes step from slice to slice first."""
+    """Arranges devices in the shape `sizes`, with the outermost axes crossing slices."""
     rest, outer = len(groups), []
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         outer.append(math.gcd(size, rest) if axis in ("data", "fsdp") else 1)
         rest //= outer[-1]
     if rest > 1:
         raise UsageError(
-            f"mesh {_show(sizes)} does not lie over {len(groups)} slices of {len(groups[0])} "
-            f"devices; make data a multiple of {len(groups)} (or fsdp of what data leaves), or set "
-            "slices=1 to let any axis cross the slow network"
+            f"mesh {_show(sizes)} does not fit {len(groups)} slices of {len(groups[0])} devices; "
+            f"make data a multiple of {len(groups)} (or fsdp of the rest), or set slices=1 to let "
+            "any axis cross the slow network"
         )
     inner = tuple(size // steps for size, steps in zip(sizes, outer, strict=True))
     blocks = np.stack([mesh_utils.create_device_mesh(inner, group) for group in groups])
@@ -152,11 +153,11 @@ def partition(
     mesh: Mesh | AbstractMesh,
     rules: Rules = RULES,
 ) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
-    """Turns the logical axes of one array into a PartitionSpec.
+    """Converts the logical axes of an array to a PartitionSpec.
 
     `axes` name the last dimensions of `shape` (a stacked layer axis on the left is replicated).
-    A mesh axis is used once an array, by the first rule that asks for it. A mesh axis that is
-    manual here (inside `jax.shard_map`) is already split, and left out.
+    Each mesh axis is used at most once per array, by the first rule that asks for it. Mesh axes
+    that are manual here (inside `jax.shard_map`) are already split and are not used.
 
     Returns:
       The spec, and the axes that a rule would shard but whose size does not divide, as
@@ -199,10 +200,10 @@ def param_shardings(
     *,
     strict: bool = False,
 ) -> tuple[dict[str, NamedSharding], list[str]]:
-    """Shardings of flat parameters (arrays or shapes), and a line for every axis left replicated.
+    """Returns shardings of flat parameters (arrays or shapes), and a note per replicated axis.
 
     Raises:
-      UsageError: under `strict`, an axis that does not divide; names parameter, axis and sizes.
+      UsageError: `strict` is set and an axis does not divide.
     """
     shardings, notes = {}, []
     for path, p in params.items():
@@ -216,7 +217,7 @@ def param_shardings(
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """Sharding of arrays whose first dimension is the batch."""
+    """Returns the sharding of arrays whose first dimension is the batch."""
     names = dict(rules).get("batch", ())
     wanted = tuple(axis for axis in names if mesh.shape.get(axis, 1) > 1)
     return NamedSharding(mesh, PartitionSpec(wanted or None))
@@ -228,9 +229,9 @@ _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", defa
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Within this context `constrain` places activations on `mesh` by `rules`.
+    """A context in which `constrain` shards activations over `mesh` by `rules`.
 
-    What is traced here is made for the platform of the mesh; see `platform`.
+    Code traced here is compiled for the platform of the mesh; see `platform`.
     """
     tokens = _rules.set(rules), _mesh.set(mesh)
     try:
@@ -242,18 +243,18 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
 
 
 def rules_in_force() -> Rules:
-    """The rules of `use_mesh`; outside of it, the house's table."""
+    """Returns the rules of `use_mesh`; outside of it, the default table."""
     return _rules.get()
 
 
 def mesh_of(arrays: Iterable[Any]) -> Mesh:
-    """The mesh on which arrays lie.
+    """Returns the mesh of the arrays' shardings.
 
-    It is that of their shardings. Arrays on no mesh belong to that of `use_mesh`; outside of it, to
-    a mesh of their one device, and arrays on the host to one of the first device.
+    Arrays without a mesh get the mesh of `use_mesh`; outside of it, a mesh of their single device,
+    or of the first local device for arrays in host memory.
 
     Raises:
-      UsageError: arrays on several devices and no mesh.
+      UsageError: the arrays are on several devices without a mesh.
     """
     shardings = [x.sharding for x in arrays if isinstance(x, jax.Array)]
     for sharding in shardings:
@@ -264,7 +265,7 @@ def mesh_of(arrays: Iterable[Any]) -> Mesh:
     devices = set().union(*(sharding.device_set for sharding in shardings))
     if len(devices) > 1:
         raise UsageError(
-            f"the arrays lie on {len(devices)} devices and no mesh; move them to one with "
+            f"the arrays are on {len(devices)} devices without a mesh; move them to one with "
             "View.on(mesh)"
         )
     return make_mesh(devices=list(devices) or jax.local_devices()[:1])
@@ -278,12 +279,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
       axes: a logical axis name, or None, for each dimension.
 
     Raises:
-      UsageError: not one axis a dimension (also without a mesh).
+      UsageError: the number of axes is not the rank (checked without a mesh, too).
     """
     if len(axes) != x.ndim:
         raise UsageError(
-            f"constrain got {len(axes)} axes {axes} for shape {x.shape}; name each dimension, "
-            "by None where it is not sharded"
+            f"constrain got {len(axes)} axes {axes} for shape {x.shape}; name each dimension, with "
+            "None if it is not sharded"
         )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -295,14 +296,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_shards(
     f: Callable[..., jax.Array], *axes: Sequence[str | None]
 ) -> Callable[..., jax.Array]:
-    """`f` on each device's own part of its arrays, which the compiler does not look into.
+    """Applies `f` to each device's shard of its arrays, without the compiler partitioning it.
 
-    Without a mesh it is `f`. An axis that does not divide is held whole by every device. `f` must
-    treat the parts alone, as it treats rows or heads: nothing is passed between devices.
+    Without a mesh it is `f`. An axis that does not divide is replicated. `f` must be independent
+    along sharded axes, as it is over rows or heads: devices do not communicate.
 
     Args:
-      f: takes arrays, and returns one that lies like the first of them.
-      axes: of each array, a logical axis name, or None, for each dimension.
+      f: takes arrays, and returns one that is sharded like the first of them.
+      axes: for each array, a logical axis name or None per dimension.
     """
 
     def mapped(*arrays: jax.Array) -> jax.Array:
@@ -314,7 +315,7 @@ def map_shards(
             partition(names, x.shape, mesh, _rules.get())[0]
             for names, x in zip(axes, arrays, strict=True)
         )
-        # Sums over devices in the derivative are right unchecked, and kernels cannot be checked.
+        # Unchecked, since Pallas kernels cannot be checked; derivatives sum over devices correctly.
         return jax.shard_map(
             f, in_specs=specs, out_specs=specs[0], axis_names=free, check_vma=False
         )(*arrays)

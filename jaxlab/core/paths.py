@@ -1,8 +1,8 @@
-"""Flat trees: one dict from a '/'-joined path to an array, in natural order.
+"""Flat trees: one dict from '/'-joined paths to arrays, in natural order.
 
-`{'blocks/2/mlp/up/kernel': ..., 'blocks/10/mlp/up/kernel': ...}` is the form of parameters
-everywhere in the house. Parts of it are chosen by shell-style patterns over the paths, in which
-`*` also crosses '/': `'blocks/*/mlp/*'`, `'*/kernel'`.
+Parameters are `{'blocks/2/mlp/up/kernel': ..., 'blocks/10/mlp/up/kernel': ...}` everywhere. Subsets
+are selected by shell-style patterns over the paths, in which `*` also matches '/':
+`'blocks/*/mlp/*'`, `'*/kernel'`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ T = TypeVar("T")
 
 
 def natural_key(path: str) -> tuple:
-    """Sort key under which 'blocks/2' comes before 'blocks/10'.
+    """A sort key that puts 'blocks/2' before 'blocks/10'.
 
     >>> sorted(['b/10', 'b/2', 'a'], key=natural_key)
     ['a', 'b/2', 'b/10']
     """
-    pieces = re.split(r"(\d+)", path)
-    return tuple((1, int(p), p) if p.isdecimal() else (0, 0, p) for p in pieces)
+    parts = re.split(r"(\d+)", path)
+    return tuple((1, int(p), p) if p.isdecimal() else (0, 0, p) for p in parts)
 
 
 def natural_sort(flat: Mapping[str, T]) -> dict[str, T]:
-    """Returns the same mapping with its paths in natural order."""
+    """Returns the mapping with its paths in natural order."""
     return {path: flat[path] for path in sorted(flat, key=natural_key)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns nested dicts into one flat dict of '/'-joined paths; anything else is a leaf.
+    """Flattens nested dicts into one dict with '/'-joined paths; anything else is a leaf.
 
     Raises:
-      UsageError: two leaves with one path (keys may contain '/').
+      UsageError: two leaves have the same path (keys may contain '/').
 
     >>> flatten({'a': {'b': 1}, 'c': 2})
     {'a/b': 1, 'c': 2}
@@ -55,7 +55,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`.
 
     Raises:
-      UsageError: a path that is a leaf and also the parent of another.
+      UsageError: a path is both a leaf and the parent of another.
 
     >>> unflatten({'a/b': 1, 'c': 2})
     {'a': {'b': 1}, 'c': 2}
@@ -67,15 +67,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UsageError(f"a parent of {path!r} is a leaf of its own; rename one of them")
+                raise UsageError(f"a parent of {path!r} is also a leaf; rename one of them")
         if name in node:
-            raise UsageError(f"{path!r} is a leaf and also a parent; rename one of them")
+            raise UsageError(f"{path!r} is both a leaf and a parent; rename one of them")
         node[name] = value
     return tree
 
 
 def matches(path: str, patterns: str | Iterable[str]) -> bool:
-    """Says whether `path` fits any of the patterns.
+    """Returns whether `path` matches any of the patterns.
 
     >>> matches('blocks/0/mlp/up/kernel', ['*/kernel'])
     True
@@ -85,10 +85,10 @@ def matches(path: str, patterns: str | Iterable[str]) -> bool:
 
 
 def select(paths: Iterable[str], patterns: str | Iterable[str]) -> dict[str, bool]:
-    """Marks the paths that fit any of the patterns.
+    """Marks the paths that match any of the patterns.
 
     Raises:
-      UsageError: a pattern that fits no path, with the nearest path.
+      UsageError: a pattern matches no path; suggests the nearest path.
 
     >>> select(['a/kernel', 'a/bias'], '*/kernel')
     {'a/kernel': True, 'a/bias': False}
@@ -97,5 +97,5 @@ def select(paths: Iterable[str], patterns: str | Iterable[str]) -> dict[str, boo
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            raise UsageError(f"pattern {pattern!r} fits no parameter{nearest(pattern, paths)}")
+            raise UsageError(f"pattern {pattern!r} matches no parameter{nearest(pattern, paths)}")
     return {path: matches(path, patterns) for path in paths}

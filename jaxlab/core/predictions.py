@@ -1,4 +1,4 @@
-"""What a classifier says of examples: all that shift, calibration and ensembling ever see."""
+"""The predictions of a classifier, as used by evaluations of shift, calibration and ensembles."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jaxlab.core.errors import UsageError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Logits of examples beside their labels.
+    """Logits and labels of examples.
 
     Attributes:
       logits: float32 [n, c].
       labels: int32 [n], from 0 to c - 1.
-      index: int [n], the number of each example in its data set.
-      domain: where the examples come from, such as `cifar10/test` or `fog/3`.
+      index: int [n], the index of each example in its data set.
+      domain: the source of the examples, such as `cifar10/test` or `fog/3`.
 
     Raises:
-      UsageError: sizes that differ, or labels out of range.
+      UsageError: sizes differ, or labels are out of range.
 
     >>> logits = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32)
     >>> Predictions(logits, np.array([0, 0]), np.arange(2), "test").accuracy
@@ -43,23 +43,23 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the largest logit is that of the label, bool [n]."""
+        """Whether the label has the largest logit, bool [n]."""
         return self.logits.argmax(axis=1) == self.labels
 
     @property
     def accuracy(self) -> float:
-        """Share of examples that are correct, in [0, 1]."""
+        """Fraction of correct examples, in [0, 1]."""
         return float(self.correct.mean())
 
 
 def require_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Checks that labels are whole numbers from 0 to `num_classes` - 1.
+    """Checks that labels are integers from 0 to `num_classes` - 1.
 
     Raises:
-      UsageError: one is not; names the first, and where it stands.
+      UsageError: one is not; names the first and its index.
     """
     if not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"labels of dtype {labels.dtype}; expected whole numbers")
+        raise UsageError(f"labels of dtype {labels.dtype}; expected integers")
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise UsageError(

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named_in_one_line(path, text, message):
 
 
 def test_a_group_and_its_field_cannot_both_be_set():
-    with pytest.raises(UsageError, match="'extra' is set as a whole and by field"):
+    with pytest.raises(UsageError, match="'extra' is set both whole and by field"):
         override(Config(extra=Phase(1)), {"extra": "none", "extra.steps": "2"})
 
 

@@ -125,8 +125,8 @@ def test_slices_that_the_config_names_split_plain_devices_in_order():
     ("config", "devices", "message"),
     [
         (MeshConfig(data=1, tensor=8), chips(2, 4), "data=1.* 2 slices of 4 devices; make data a"),
-        (MeshConfig(data=3, tensor=4), chips(2, 6), "data=3.*tensor=4 does not lie over 2 slices"),
-        (MeshConfig(), [*chips(2, 4)[:-1]], "the 2 slices hold [34], [34] devices.*slices=1"),
+        (MeshConfig(data=3, tensor=4), chips(2, 6), "data=3.*tensor=4 does not fit 2 slices"),
+        (MeshConfig(), [*chips(2, 4)[:-1]], "the 2 slices have [34], [34] devices.*slices=1"),
         (MeshConfig(slices=3), chips(2, 4), "slices=3 does not divide 8 devices"),
         (MeshConfig(slices=0), chips(2, 4), "slices=0 does not divide 8 devices"),
     ],

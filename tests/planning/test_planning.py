@@ -172,7 +172,7 @@ def test_topologies_that_there_are_not_are_named(topology, words):
 
 
 def test_chips_that_there_are_not_are_named():
-    with pytest.raises(UsageError, match="no chip is called 'h10'.*did you mean 'h100'"):
+    with pytest.raises(UsageError, match="unknown chip 'h10'.*did you mean 'h100'"):
         virtual_pod(8, "h10")
 
 
