@@ -1,4 +1,4 @@
-"""Objectives: pure losses of a model-like callable and a batch."""
+"""Objectives: losses as pure functions of a callable model and a batch."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ from jaxlab.data import unit_images
 def classify(
     model: Callable[..., Any], batch: Batch, carry: Any = None, key: jax.Array | None = None
 ) -> Loss:
-    """Mean cross-entropy of the label, in nats.
+    """Computes the mean cross-entropy of the label, in nats.
 
     Args:
-      model: `images_bhwc -> logits_bc`, the images in [0, 1].
+      model: `images_bhwc -> logits_bc`, for images in [0, 1].
       batch: `inputs` [b, h, w, c], uint8 levels or floats in [0, 1] (see `data.unit_images`);
-        `targets`, int [b] labels or float [b, c] probabilities (as mixing of images makes them);
-        if there, `mask` bool [b], which rows count.
-      carry: passed on.
+        `targets`, int [b] labels or float [b, c] probabilities (as from `augment.mixup`); and
+        optionally `mask` bool [b], true for rows that count.
+      carry: returned unchanged.
       key: not used.
 
     Returns:
@@ -40,7 +40,7 @@ def classify(
 
 
 def label_nats(logits_bc: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy of each row, float32 [b], in nats.
+    """Computes the cross-entropy of each row, float32 [b], in nats.
 
     Args:
       logits_bc: [b, c].

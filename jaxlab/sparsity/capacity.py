@@ -1,4 +1,4 @@
-"""Models grown so that, sparse, they have as many weights as a smaller dense one."""
+"""Larger sparse models with as many weights as a smaller dense one."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 
 MOST = 2**20
-"""No width or depth is tried beyond this many times the base's."""
+"""The largest factor by which a width or depth may grow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CapacityMatch(Generic[C]):
-    """A model whose kept weights are as many as a dense base has.
+    """A model that keeps as many weights as a dense base model has.
 
     Attributes:
-      config: of the grown model.
-      counts: `{path: number of weights kept}`, with the sum `target`.
-      target: weights in the prunable kernels of the base.
-      size: weights in those of the grown model.
+      config: the config of the grown model.
+      counts: `{path: number of weights kept}`, which sum to `target`.
+      target: number of weights in the prunable kernels of the base.
+      size: number of weights in the prunable kernels of the grown model.
       realised_density: `target / size`.
-      error: `|realised_density - density|`, which whole widths and depths leave.
+      error: `|realised_density - density|`, because widths and depths are integers.
       outside: parameters of the grown model that are not counted: biases, norms, embeddings.
-      base_outside: the same of the base.
+      base_outside: the same for the base.
     """
 
     config: C
@@ -62,35 +62,35 @@ def capacity_matched(
 ) -> CapacityMatch[C]:
     """Finds the width, depth or both at which a sparse model has the capacity of a dense one.
 
-    With K(w) the number of weights in prunable kernels, counted on an abstract model, and T that
-    of the base, it is the w whose K(w) is nearest to T / density; then T weights are kept, counted
-    exactly. For an MLP `K = d_in w + (depth - 1) w^2 + c w`, for example.
+    Let K(w) be the number of weights in prunable kernels, counted on an abstract model, and T that
+    of the base. The result is the w whose K(w) is nearest to T / density, of which exactly T
+    weights are kept. For an MLP, for example, `K = d_in w + (depth - 1) w^2 + c w`.
 
     Args:
-      config: a frozen dataclass; of the dense model, unless there is a base.
-      density: share of the grown model's weights that is kept, in (0, 1].
-      grow: the integer field that grows, such as `width` or `depth`, or a tuple of integers, such
-        as `widths`: then the first grows, and the others in proportion. Of several fields, as
-        `("width", "depth")`, the first grows, and the others by the same factor, rounded.
+      config: a frozen dataclass, the config of the dense model unless `base` is given.
+      density: fraction of the grown model's weights to keep, in (0, 1].
+      grow: the integer field to grow, such as `width` or `depth`, or a tuple of integers such as
+        `widths`, which grow in proportion to the first. With several fields, such as
+        `("width", "depth")`, all grow by the same factor, rounded, which the first determines.
       build: `build(config, rngs)` makes the model; by default `config.build(rngs)`.
-      rule: how the kept weights are shared out; see `densities`.
-      base: the config of the dense model, where it is not that which grows: with a deeper `config`
-        than the base, the width is found for that depth.
-      step: what the field grows by, where not all numbers make a model (heads, stages).
-      patterns: which parameters are pruned; see `prunable`.
+      rule: how the kept weights are distributed; see `densities`.
+      base: the config of the dense model, if it is not `config`: for a deeper `config` than the
+        base, this finds the width at that depth.
+      step: the increment of the field, if not every number makes a model (heads, stages).
+      patterns: patterns of the parameters to prune; see `prunable`.
       allow_empty_units: as for `densities`.
 
     Raises:
-      UsageError: a density out of (0, 1]; no such field, or one that is no whole number; a number
-        of weights that does not grow with it; a model that cannot be built on the way.
+      UsageError: a density out of (0, 1]; an unknown field, or one that is not a positive integer;
+        a number of weights that does not grow with it; a size tried cannot be built.
     """
     if not 0 < density <= 1:
         raise UsageError(
-            f"density={density}; it takes a share of the weights above 0, up to 1 (dense)"
+            f"density={density}; it takes a fraction of the weights above 0, up to 1 (dense)"
         )
     fields = [_field(config, name) for name in ([grow] if isinstance(grow, str) else grow)]
     if not fields or len({*fields}) < len(fields):
-        raise UsageError(f"grow={grow!r}; it takes one field, or several that differ")
+        raise UsageError(f"grow={grow!r}; it takes one field, or several different ones")
     field, *others = fields
     make = build or _own_build(config)
 
@@ -109,8 +109,8 @@ def capacity_matched(
             view = View.abstract(lambda: make(grown, nnx.Rngs(0)))
         except UsageError as error:
             raise UsageError(
-                f"no model of {sizes_of(grown)} on the way to density {density}: {error}; grow by "
-                "whole steps that fit, with step="
+                f"no model with {sizes_of(grown)}, tried for density {density}: {error}; choose "
+                "increments that fit with step="
             ) from None
         return _size(view, patterns), grown, view
 
@@ -147,9 +147,9 @@ def capacity_matched(
 def _around(
     size: Callable[[int], int], start: int, step: int, wanted: float, field: str
 ) -> tuple[int, int]:
-    """The numbers, by steps from the start, between whose sizes lies what is wanted."""
+    """Returns the numbers, at multiples of `step` from the start, whose sizes enclose `wanted`."""
     if step < 1:
-        raise UsageError(f"step={step}; {field} grows by 1 or more")
+        raise UsageError(f"step={step}; {field} grows by at least 1")
 
     def grows(less: int, more: int) -> None:
         if size(less) >= size(more):
@@ -158,7 +158,7 @@ def _around(
                 f"{size(more):,} at {more}"
             )
 
-    low, high = 0, 0  # in steps from the start, on both sides of what is wanted
+    low, high = 0, 0  # in steps from the start; their sizes will enclose what is wanted
     least, most = -((start - 1) // step), start * MOST // step
     while size(start + high * step) < wanted and high < most:
         low, high = high, min(max(1, 2 * high), most)
@@ -180,21 +180,21 @@ def _size(view: View, patterns: Sequence[str] | None) -> int:
 
 def _field(config: Any, grow: str) -> str:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise UsageError(f"a config is a dataclass, got {type(config).__name__}")
-    whole = [
-        field.name for field in dataclasses.fields(config) if _is_whole(getattr(config, field.name))
+        raise UsageError(f"config is a {type(config).__name__}; expected a dataclass")
+    integers = [
+        field.name for field in dataclasses.fields(config) if _is_size(getattr(config, field.name))
     ]
-    # A tuple of widths is the width of a model as well.
+    # `width` also means a tuple called `widths`.
     for name in (grow, f"{grow}s"):
-        if name in whole:
+        if name in integers:
             return name
     raise UsageError(
-        f"grow={grow!r}; {type(config).__name__} has the whole numbers {', '.join(whole) or 'none'}"
-        f"{nearest(grow, whole)}"
+        f"grow={grow!r}; {type(config).__name__} has the integers {', '.join(integers) or 'none'}"
+        f"{nearest(grow, integers)}"
     )
 
 
-def _is_whole(value: Any) -> bool:
+def _is_size(value: Any) -> bool:
     values = value if isinstance(value, tuple) and value else (value,)
     return all(type(each) is int and each > 0 for each in values)
 
@@ -215,7 +215,7 @@ def _with(config: C, field: str, number: int) -> C:
 def _own_build(config: Any) -> Callable[[Any, nnx.Rngs], nnx.Module]:
     if not callable(getattr(config, "build", None)):
         raise UsageError(
-            f"{type(config).__name__} has no build(rngs); pass build=, which makes the model of a "
-            "config and rngs"
+            f"{type(config).__name__} has no build(rngs); pass build=, a function that makes the "
+            "model from a config and rngs"
         )
     return lambda config, rngs: config.build(rngs)

@@ -1,4 +1,4 @@
-"""How many weights each kernel keeps: shares of one total, in whole numbers that sum up to it."""
+"""The number of weights that each kernel keeps, by rules that distribute a total exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxlab.core import UsageError, matches, nearest
 from jaxlab.sparsity.kernels import kernel_shape, prunable
 
 Rule = Literal["erk", "er", "uniform", "level"]
-"""How a total is shared out over the kernels; see `densities`."""
+"""How a total is distributed over the kernels; see `densities`."""
 
 
 def densities(
@@ -24,37 +24,37 @@ def densities(
     patterns: Sequence[str] | None = None,
     allow_empty_units: bool = False,
 ) -> dict[str, int]:
-    """How many weights each kernel keeps; the numbers sum up to the total exactly.
+    """Returns how many weights each kernel keeps; the counts sum to the total exactly.
 
-    With N_l weights in kernel l, of which a share d_l is kept, the total is
-    `T = sum_l (N_l - floor((1 - density) N_l))` or given as a number. The rules:
+    With N_l weights in kernel l, of which a fraction d_l is kept, the total is
+    `T = sum_l (N_l - floor((1 - density) N_l))`, or is given. The rules:
 
     * `uniform`: every d_l is the same.
-    * `er` (arXiv 1707.04780): d_l goes as `(fan_in + fan_out) / (fan_in fan_out)`.
-    * `erk` (arXiv 1911.11134): d_l goes as the sum of the axes of the kernel over their product,
-      a convolution's window included. With `er` and `erk`, kernels that would have to keep more
-      than they have stay dense, and the others share what is left.
-    * `level` (arXiv 2010.14495): no kernel keeps more than c weights, the largest c that fits; what
-      is left over goes to the largest kernel.
+    * `er` (arXiv 1707.04780): d_l is proportional to `(fan_in + fan_out) / (fan_in fan_out)`.
+    * `erk` (arXiv 1911.11134): d_l is proportional to the sum of the kernel's axes over their
+      product, a convolution's window included. With `er` and `erk`, kernels that would have to
+      keep more weights than they have stay dense, and the others share the rest.
+    * `level` (arXiv 2010.14495): no kernel keeps more than c weights, for the largest c that fits;
+      the remainder goes to the largest kernel.
 
-    Shares are rounded down, and the largest remainders up; every kernel keeps at least one weight.
+    Counts are rounded by largest remainders; every kernel keeps at least one weight.
 
     Args:
-      params: `{path: array or shape}`; axes are read as by `kernel_shape`.
-      density: share of the weights that is kept, in (0, 1]; 1 is dense.
-      rule: one of the above, or `{pattern: density}`, which is `uniform` with that for `own`.
-      total: T itself, in place of a density.
-      own: `{pattern: density}` of kernels that have a density of their own, by the first pattern
-        that fits; without a `total` they are left out of T.
-      patterns: which parameters are pruned; see `prunable`.
+      params: `{path: array or shape}`; for the meaning of axes see `kernel_shape`.
+      density: fraction of the weights to keep, in (0, 1]; 1 is dense.
+      rule: one of the above, or `{pattern: density}`, which means `uniform` with that as `own`.
+      total: T, instead of a density.
+      own: `{pattern: density}` for kernels with their own density, by the first pattern that
+        matches; without a `total` they do not count in T.
+      patterns: patterns of the parameters to prune; see `prunable`.
       allow_empty_units: accept kernels that keep fewer weights than they have outputs.
 
     Returns:
       `{path: number of weights kept}` of all prunable kernels, in natural order.
 
     Raises:
-      UsageError: a density out of (0, 1]; a total out of reach; not one of both; an unknown rule;
-        a pattern that fits no kernel; a kernel left without one weight for each output.
+      UsageError: a density out of (0, 1]; an impossible total; not exactly one of the two; an
+        unknown rule; a pattern that matches no kernel; a kernel with fewer weights than outputs.
 
     >>> import jax
     >>> net = {'a/kernel': (784, 64), 'b/kernel': (64, 64), 'c/kernel': (64, 10)}
@@ -72,8 +72,8 @@ def densities(
         if count < kernels[path][-1] and not allow_empty_units:
             raise UsageError(
                 f"{path!r} of {sizes[path]:,} weights would keep {count:,}, fewer than one for "
-                f"each of its {kernels[path][-1]:,} outputs; take a higher density or another "
-                "rule, or accept outputs without inputs by allow_empty_units=True"
+                f"each of its {kernels[path][-1]:,} outputs; use a higher density or another rule, "
+                "or accept outputs without inputs with allow_empty_units=True"
             )
     return counts
 
@@ -87,7 +87,7 @@ def layer_densities(
     own: Mapping[str, float] | None = None,
     patterns: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The share d_l that each kernel keeps by a rule, before it is made a whole number of weights.
+    """Returns the fraction d_l that each kernel keeps by a rule, before counts are rounded.
 
     The arguments are those of `densities`.
     """
@@ -97,19 +97,21 @@ def layer_densities(
 
 
 def require_counts(params: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-    """Checks that each count is of a parameter, and between one and its size.
+    """Checks that each count belongs to a parameter and is between 1 and its size.
 
     Raises:
       UsageError: it is not.
     """
     for path, count in counts.items():
         if path not in params:
-            raise UsageError(f"a count is for {path!r}, no parameter{nearest(path, params)}")
+            raise UsageError(
+                f"there is a count for {path!r}, which is no parameter{nearest(path, params)}"
+            )
         size = math.prod(params[path].shape)
         if isinstance(count, bool) or count != int(count) or not 1 <= count <= size:
             raise UsageError(
-                f"{path!r} has {size:,} weights and should keep {count}; it takes a whole number "
-                f"from 1 to {size:,}"
+                f"{path!r} has {size:,} weights and should keep {count}; it takes an integer from "
+                f"1 to {size:,}"
             )
 
 
@@ -126,7 +128,7 @@ def _shares(
     total: int | None,
     own: Mapping[str, float] | None,
 ) -> dict[str, Fraction]:
-    """Weights that each kernel keeps, not yet whole numbers. Exact, so that ties are ties."""
+    """Returns the weights that each kernel keeps, as exact fractions, so that ties are exact."""
     if isinstance(rule, Mapping):
         if own:
             raise UsageError("the rule is {pattern: density} already; leave own out")
@@ -150,11 +152,11 @@ def _shares(
         if total != int(total) or not least <= kept <= most:
             taken = total - kept
             raise UsageError(
-                f"total={total}; the kernels take a whole number from {least + taken:,} (one "
-                f"weight each) to {most + taken:,}"
+                f"total={total}; the kernels take an integer from {least + taken:,} (one weight "
+                f"each) to {most + taken:,}"
             )
     else:
-        raise UsageError(f"density={density} and total={total}; give one of both")
+        raise UsageError(f"density={density} and total={total}; give exactly one of them")
     shares |= RULES[rule](rest, sizes, kept) if rest else {}
     return {path: shares[path] for path in kernels}
 
@@ -162,18 +164,18 @@ def _shares(
 def _own(kernels: Mapping[str, Any], own: Mapping[str, float]) -> dict[str, float]:
     for pattern in own:
         if not any(matches(path, pattern) for path in kernels):
-            raise UsageError(f"pattern {pattern!r} fits no kernel{nearest(pattern, kernels)}")
-    fitting = {path: [p for p in own if matches(path, p)] for path in kernels}
-    return {path: own[found[0]] for path, found in fitting.items() if found}
+            raise UsageError(f"pattern {pattern!r} matches no kernel{nearest(pattern, kernels)}")
+    matching = {path: [p for p in own if matches(path, p)] for path in kernels}
+    return {path: own[patterns[0]] for path, patterns in matching.items() if patterns}
 
 
 def _at(density: float, size: int) -> int:
-    """`size - floor((1 - density) size)`, with the density as it is written: .1 is a tenth."""
+    """Returns `size - floor((1 - density) size)` for the decimal density: 0.1 is exactly 1/10."""
     if isinstance(density, bool) or not 0 < density <= 1:
         raise UsageError(
-            f"density={density}; it takes a share of the weights above 0, up to 1 (dense)"
+            f"density={density}; it takes a fraction of the weights above 0, up to 1 (dense)"
         )
-    # Twelve digits: 1 - .98 is .02, as well as .02 is.
+    # Twelve digits, so that 1 - 0.98 is the same as 0.02.
     return math.ceil(Fraction(f"{density:.12g}") * size)
 
 
@@ -241,14 +243,14 @@ RULES: dict[str, Callable[..., dict[str, Fraction]]] = {
 
 
 def _whole(shares: Mapping[str, Fraction], sizes: Sizes) -> dict[str, int]:
-    """Whole numbers from 1 to the size that sum up to what the shares do."""
+    """Rounds shares to integers from 1 to the size, preserving their sum."""
     counts = {path: min(max(int(share), 1), sizes[path]) for path, share in shares.items()}
     left = int(sum(shares.values())) - sum(counts.values())
     while left:
         step = 1 if left > 0 else -1
         free = [p for p in counts if 1 <= counts[p] + step <= sizes[p]]
-        # The first of the largest, in natural order; where kernels were lifted to one weight, the
-        # others give way in the same manner.
+        # The largest remainder first, ties in natural order; if kernels were raised to one weight,
+        # the others lose weights in the same way.
         path = max(free, key=lambda path: step * (shares[path] - counts[path]))
         counts[path] += step
         left -= step

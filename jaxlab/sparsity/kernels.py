@@ -1,4 +1,4 @@
-"""Which parameters are kernels that may be pruned, and how their axes are read."""
+"""Prunable kernels, and the meaning of their axes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from jaxlab.core import UsageError, matches, natural_sort, nearest
 
 PRUNABLE = ("*kernel",)
-"""Patterns of the parameters that are pruned by default: no biases, scales, embeddings, tables."""
+"""Patterns of the parameters to prune by default: no biases, scales, embeddings or tables."""
 
 HEADS_LAST = ("*query/kernel", "*key/kernel", "*value/kernel", "*qkv/kernel")
-"""Kernels of rank three [d, h, k] whose outputs are heads by their width."""
+"""Kernels of rank three [d, h, k], whose outputs are heads times head width."""
 
 HEADS_FIRST = (
     "*out/kernel",
@@ -22,20 +22,20 @@ HEADS_FIRST = (
     "*forget/kernel",
     "*take/kernel",
 )
-"""Kernels of rank three [h, k, d] whose inputs are heads by their width."""
+"""Kernels of rank three [h, k, d], whose inputs are heads times head width."""
 
 
 def prunable(params: Mapping[str, Any], patterns: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The paths of the kernels that are counted and masked, in natural order.
+    """Returns the paths of the kernels that are counted and masked, in natural order.
 
-    Those are the parameters of rank two or more that fit a pattern.
+    These are the parameters of rank two or more that match a pattern.
 
     Args:
       params: `{path: array or shape}`.
-      patterns: over the paths; by default `PRUNABLE`.
+      patterns: patterns of paths; None: `PRUNABLE`.
 
     Raises:
-      UsageError: a pattern that fits no parameter of rank two or more, with the nearest path.
+      UsageError: a pattern matches no parameter of rank two or more.
 
     >>> import jax
     >>> net = {'up/kernel': (4, 8), 'up/bias': (8,), 'table': (9, 4), 'conv/kernel': (3, 3, 4, 4)}
@@ -47,17 +47,19 @@ def prunable(params: Mapping[str, Any], patterns: Sequence[str] | None = None) -
     for pattern in patterns:
         if not any(matches(path, pattern) for path in wide):
             raise UsageError(
-                f"pattern {pattern!r} fits no parameter of rank two or more{nearest(pattern, wide)}"
+                f"pattern {pattern!r} matches no parameter of rank two or more"
+                f"{nearest(pattern, wide)}"
             )
     return tuple(path for path in wide if matches(path, patterns))
 
 
 def kernel_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a kernel as `(*window, fan_in, fan_out)`; the window is that of a convolution.
+    """Returns the shape of a kernel as `(*window, fan_in, fan_out)`, the window of a convolution.
 
-    Dense kernels [in, out] and convolutions [..., in, out] (HWIO) are so already. Kernels of
-    attention have three axes: [d, h, k] is (d, h k), by `HEADS_LAST`; [h, k, d] is (h k, d), by
-    `HEADS_FIRST`. A stack of kernels [l, in, out] is taken for a convolution of width l.
+    Dense kernels [in, out] and convolutions [..., in, out] (HWIO) already have this form. Attention
+    kernels have three axes: [d, h, k] becomes (d, h k) by `HEADS_LAST`, and [h, k, d] becomes
+    (h k, d) by `HEADS_FIRST`. A stack of kernels [l, in, out] is treated as a convolution of
+    width l.
 
     >>> kernel_shape('attention/query/kernel', (64, 4, 16))
     (64, 64)
@@ -72,5 +74,5 @@ def kernel_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def num_inputs(path: str, shape: Sequence[int]) -> int:
-    """How many weights of a kernel one output has: its fan-in, times the window."""
+    """Returns the number of weights per output of a kernel: its fan-in times the window."""
     return math.prod(kernel_shape(path, shape)[:-1])

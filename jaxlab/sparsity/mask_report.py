@@ -1,4 +1,4 @@
-"""What masks leave of each kernel: weights, density, units without inputs or outputs."""
+"""Statistics of masks per kernel: weights, density, units without inputs or outputs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from jaxlab.sparsity.kernels import kernel_shape, prunable
 
 @dataclasses.dataclass(frozen=True)
 class KernelReport:
-    """What is left of one kernel.
+    """Statistics of one kernel.
 
     Attributes:
-      path: of the kernel.
-      size: its weights.
-      kept: those that are kept.
-      num_inputs, num_outputs: its units (features, channels) on both sides.
-      unread_inputs: inputs that no weight reads.
-      empty_outputs: outputs that no weight feeds: they are constant.
+      path: the path of the kernel.
+      size: number of weights.
+      kept: number of weights kept.
+      num_inputs, num_outputs: number of units (features, channels) on each side.
+      unread_inputs: inputs without a weight.
+      empty_outputs: outputs without a weight, which are constant.
     """
 
     path: str
@@ -36,38 +36,38 @@ class KernelReport:
 
     @property
     def density(self) -> float:
-        """The share that is kept."""
+        """The fraction of weights kept."""
         return self.kept / self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskReport:
-    """What is left of all kernels; `str` makes a table of it.
+    """Statistics of all kernels; `str` formats them as a table.
 
     Attributes:
-      kernels: one report each, in natural order.
+      kernels: one report per kernel, in natural order.
     """
 
     kernels: tuple[KernelReport, ...]
 
     @property
     def size(self) -> int:
-        """Weights of all kernels."""
+        """Number of weights in all kernels."""
         return sum(kernel.size for kernel in self.kernels)
 
     @property
     def kept(self) -> int:
-        """Weights that are kept in all kernels."""
+        """Number of weights kept in all kernels."""
         return sum(kernel.kept for kernel in self.kernels)
 
     @property
     def density(self) -> float:
-        """The share of all weights that is kept."""
+        """The fraction of all weights kept."""
         return self.kept / self.size
 
     @property
     def empty_units(self) -> int:
-        """Outputs without an input, in all kernels."""
+        """Number of outputs without inputs in all kernels."""
         return sum(kernel.empty_outputs for kernel in self.kernels)
 
     def __str__(self) -> str:
@@ -83,14 +83,14 @@ class MaskReport:
 
 
 def mask_report(masks: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> MaskReport:
-    """Counts what masks leave of each kernel.
+    """Counts the weights and units that masks keep in each kernel.
 
     Args:
       masks: `{path: bool array}`.
-      params: `{path: array or shape}`: their other kernels are counted as dense.
+      params: `{path: array or shape}`, whose other kernels count as dense.
 
     Raises:
-      UsageError: a mask that fits no parameter.
+      UsageError: a mask without a parameter.
 
     >>> report = mask_report({'a/kernel': np.array([[True, False], [True, False]])})
     >>> report.density, report.empty_units

@@ -1,8 +1,8 @@
-"""Masks of the weights to keep, by each method that finds them before or after training.
+"""Methods that choose the weights to keep, before or after training.
 
-`kept` is everywhere `{path: number of weights}`, as `densities` gives it, or a density, which
-stands for that share of every kernel. All methods keep exactly so many, on parameters that may be
-sharded, with ties to the lower flat index.
+`kept` is `{path: number of weights}`, as returned by `densities`, or a density for every kernel.
+All methods keep exactly this number, break ties by the lower flat index, and work on sharded
+parameters.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Kept = Mapping[str, int] | float
 
 
 def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
-    """Keeps weights of each kernel at random, all subsets of that number being alike.
+    """Keeps a uniformly random subset of each kernel's weights.
 
     Args:
-      key: a typed key; a kernel's mask depends on it, its path and shape, and on nothing else.
+      key: a typed key; a kernel's mask depends only on it and on the kernel's path and shape.
       params: `{path: array or shape}`.
       kept: see the module.
 
     Raises:
-      UsageError: a count that fits no parameter or is out of its range.
+      UsageError: a count without a parameter, or out of range.
 
     >>> mask = random(jax.random.key(0), {'kernel': jnp.ones((4, 5))}, {'kernel': 7})['kernel']
     >>> mask.shape, int(mask.sum())
@@ -45,14 +45,14 @@ def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
 
 
 def magnitude(params: Params, kept: Kept, scope: Literal["local", "global"] = "local") -> Masks:
-    """Keeps the weights of largest magnitude.
+    """Keeps the weights with the largest magnitude.
 
     Args:
       params: `{path: array}`.
       kept: see the module.
-      scope: `local` keeps in each kernel its own number. `global` keeps the sum of the numbers
-        over all kernels together, by `|w|` over its kernel's L2 norm, and of each kernel at least
-        its largest weight.
+      scope: `local` keeps the given number in each kernel. `global` keeps their sum over all
+        kernels, ranked by `|w|` divided by the kernel's L2 norm, with at least one weight per
+        kernel.
 
     Raises:
       UsageError: as `random`; an unknown scope.
@@ -75,17 +75,17 @@ def magnitude(params: Params, kept: Kept, scope: Literal["local", "global"] = "l
 def n_m(
     params: Params, n: int, m: int, axis: int = -2, patterns: Sequence[str] | None = None
 ) -> Masks:
-    """Keeps the n largest in magnitude of every m weights in a row along one axis.
+    """Keeps the n largest in magnitude of every m consecutive weights along one axis.
 
     Args:
       params: `{path: array}`.
       n: from 1 to m.
-      m: divides the axis of every kernel.
-      axis: of the kernel as `(*window, fan_in, fan_out)`; by default the inputs.
-      patterns: which parameters are pruned; see `prunable`.
+      m: must divide the axis of every kernel.
+      axis: an axis of the kernel as `(*window, fan_in, fan_out)`; by default the inputs.
+      patterns: patterns of the parameters to prune; see `prunable`.
 
     Raises:
-      UsageError: n out of its range; a kernel that m does not divide; a pattern that fits nothing.
+      UsageError: n out of range; a kernel that m does not divide; a pattern that matches nothing.
 
     >>> mask = n_m({'kernel': jnp.array([[4.], [-3.], [2.], [1.]])}, 2, 4)['kernel']
     >>> mask.ravel().tolist()
@@ -101,7 +101,7 @@ def n_m(
         if kernel.shape[axis] % m:
             raise UsageError(
                 f"{path!r} has {kernel.shape[axis]} weights along axis {axis}, which m={m} does "
-                "not divide; leave it out by patterns=, or take another m or axis"
+                "not divide; exclude it with patterns=, or use another m or axis"
             )
         masks[path] = _n_of_m(kernel, n, m, axis % kernel.ndim).reshape(params[path].shape)
     return masks
@@ -111,11 +111,11 @@ def n_m(
 def _n_of_m(kernel: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     before, after = kernel.shape[:axis], kernel.shape[axis + 1 :]
     size = jnp.abs(kernel).reshape(*before, kernel.shape[axis] // m, m, *after)
-    # The rank of each in its group: how many come before it. A group is small.
-    mine, other = jnp.expand_dims(size, axis + 2), jnp.expand_dims(size, axis + 1)
-    place = jnp.arange(m).reshape(m, *(1,) * len(after))
-    earlier = jnp.expand_dims(place, 0) < jnp.expand_dims(place, 1)
-    rank = ((other > mine) | ((other == mine) & earlier)).sum(axis + 2)
+    # The rank of each weight in its group, by comparing all pairs: groups are small.
+    own, other = jnp.expand_dims(size, axis + 2), jnp.expand_dims(size, axis + 1)
+    index = jnp.arange(m).reshape(m, *(1,) * len(after))
+    earlier = jnp.expand_dims(index, 0) < jnp.expand_dims(index, 1)
+    rank = ((other > own) | ((other == own) & earlier)).sum(axis + 2)
     return (rank < n).reshape(kernel.shape)
 
 
@@ -124,15 +124,14 @@ def snip(
 ) -> Masks:
     """Keeps the weights whose removal would change the loss most: `|w dL/dw|` (arXiv 1810.02340).
 
-    The sum of the numbers is kept over all kernels together, of each kernel at least its best
-    weight.
+    It keeps the sum of the numbers over all kernels together, with at least one weight per kernel.
 
     Args:
-      view: the model with its first parameters; it is called in training mode.
+      view: the model with its initial parameters; it is called in training mode.
       objective: `objective(model, batch, carry, key) -> Loss`.
-      batch: on which the loss is taken.
+      batch: the batch of the loss.
       kept: see the module.
-      key: of the objective, for models or losses with noise.
+      key: the key of the objective, for models or losses with noise.
 
     Raises:
       UsageError: as `random`; scores that are not finite.
@@ -151,25 +150,25 @@ def snip(
         return _sensitivity(params, jax.grad(loss)(params), counts)
 
     scores = scored(view.params, view.state, dict(batch))
-    _require_finite(scores, "the gradients of the loss; give another batch or smaller weights")
+    _require_finite(scores, "the gradients of the loss; use another batch or smaller weights")
     return _largest_of_all(scores, sum(counts.values()))
 
 
 def synflow(view: View, example: Any, kept: Kept, *, rounds: int = 100) -> Masks:
-    """Prunes, round by round, what carries the least synaptic flow (arXiv 2006.05467).
+    """Iteratively prunes the weights with the least synaptic flow (arXiv 2006.05467).
 
-    With `R = sum f(1; |theta|)`, a weight scores `|w dR/dw|`, without data. Of the K weights,
-    `K D^(i/rounds)` are left after round i. The model is in evaluation mode, and of its running
-    statistics the magnitudes are taken, so that all that flows is positive. R grows as a product
-    over all layers, beyond float32 in deep models: it is computed in float64, in all layers that
-    take the dtype of what they are given.
+    With `R = sum f(1; |theta|)`, which needs no data, the score of a weight is `|w dR/dw|`. After
+    round i, `K D^(i/rounds)` of the K weights are left. The model is in evaluation mode with the
+    magnitudes of its running statistics, so that the flow is positive. R is a product over all
+    layers, which exceeds float32 in deep models: it is computed in float64, in all layers that use
+    the dtype of their inputs.
 
     Args:
-      view: the model with its first parameters.
-      example: inputs [b, ...], an array or shape; its first row is replaced by ones.
-      kept: see the module; the sum of the numbers is kept over all kernels together, of each
-        kernel at least its best weight.
-      rounds: in how many rounds.
+      view: the model with its initial parameters.
+      example: inputs [b, ...], an array or shape; only its shape is used, with one row of ones.
+      kept: see the module; the sum of the numbers is kept over all kernels together, with at least
+        one weight per kernel.
+      rounds: number of rounds.
 
     Raises:
       UsageError: as `random`; fewer than one round; an R that is not finite.
@@ -203,19 +202,18 @@ def synflow(view: View, example: Any, kept: Kept, *, rounds: int = 100) -> Masks
             masks, flowing = prune(params, state, masks, number)
             if not math.isfinite(flowing):
                 raise UsageError(
-                    f"the synaptic flow is {flowing}: the model computes in a dtype too narrow for "
-                    "the product of its layers; build it without a dtype of its own, so that it "
-                    "takes float64"
+                    f"the synaptic flow is {flowing}: the dtype of the model is too narrow for the "
+                    "product of its layers; build it without a dtype, so that it uses float64"
                 )
     return masks
 
 
 def nonzero(params: Params, patterns: Sequence[str] | None = None) -> Masks:
-    """The masks that parameters show: which weights of the kernels are not zero.
+    """Returns the masks of the nonzero weights of all kernels.
 
     Args:
       params: `{path: array}`, for example of a checkpoint.
-      patterns: which parameters were pruned; see `prunable`.
+      patterns: patterns of the pruned parameters; see `prunable`.
     """
     return {path: params[path] != 0 for path in prunable(params, patterns)}
 
@@ -243,7 +241,7 @@ def _largest_of_each(scores: Mapping[str, jax.Array], counts: Mapping[str, int])
 def _largest_of_all(
     scores: Mapping[str, jax.Array], count: int | jax.Array, among: Masks | None = None
 ) -> Masks:
-    """The largest of all together, but of each kernel at least one."""
+    """Keeps the largest over all kernels, but at least one per kernel."""
     if among is not None:
         scores = {path: jnp.where(among[path], s, -1) for path, s in scores.items()}
     scores = {path: jnp.where(mark_largest(s), jnp.inf, s) for path, s in scores.items()}

@@ -1,4 +1,4 @@
-"""Masks that change while a model trains: gradual pruning, and dropping and growing anew."""
+"""Masks that change during training: gradual pruning, and dropping and regrowing weights."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from jaxlab.sparsity.selection import keep_largest
 
 
 class MaskChange(Protocol):
-    """When masks change, and into what; both run inside the training step."""
+    """When and how masks change; both methods run inside the training step."""
 
     def due(self, step: jax.Array) -> jax.Array:
-        """Whether the masks change behind so many steps, a bool scalar."""
+        """Returns whether the masks change after `step` steps, a bool scalar."""
         ...
 
     def change(self, step: jax.Array, params: Params, grads: Params, masks: Masks) -> Masks:
-        """The next masks.
+        """Returns the new masks.
 
         Args:
-          step: how many steps are done, int32 scalar.
-          params: before the next step; masked weights are zero.
-          grads: of the loss at `params`, by all weights.
-          masks: the present ones.
+          step: number of steps done, int32 scalar.
+          params: the parameters before the next step; masked weights are zero.
+          grads: the gradient of the loss with respect to all weights.
+          masks: the current masks.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradual:
-    """Gradual magnitude pruning (arXiv 1710.01878), down to a number of weights in each kernel.
+    """Gradual magnitude pruning (arXiv 1710.01878) to a given number of weights per kernel.
 
-    With `p = clip((t - begin) / (end - begin), 0, 1)`, a kernel that is to lose L weights has lost
-    `floor(L (1 - (1 - p)^3))` behind step t, the smallest in magnitude of those that it had. What
-    is lost stays lost.
+    With `p = clip((t - begin) / (end - begin), 0, 1)`, a kernel that will lose L weights has lost
+    `floor(L (1 - (1 - p)^3))` after step t: each time the smallest in magnitude of the remaining
+    ones. Pruned weights do not return.
 
     Attributes:
-      kept: `{path: number of weights at the end}`, or what gives it for the parameters.
-      begin: the step behind which it begins, with all weights.
-      end: the step behind which it is done.
-      every: steps between two changes; divides `end - begin`.
+      kept: `{path: number of weights at the end}`, or a function of the parameters that returns it.
+      begin: the step after which pruning begins, with all weights.
+      end: the step after which pruning is complete.
+      every: steps between two changes; must divide `end - begin`.
 
     Raises:
-      UsageError: steps out of order, or not divided.
+      UsageError: `begin` is not before `end`, or `every` does not divide.
     """
 
     kept: Mapping[str, int] | Callable[[Params], Mapping[str, int]]
@@ -63,7 +63,7 @@ class Gradual:
         if not 0 <= self.begin < self.end or (self.end - self.begin) % self.every:
             raise UsageError(
                 f"gradual pruning from step {self.begin} to {self.end} every {self.every}; it "
-                "takes 0 or more, a later end, and whole numbers of changes in between"
+                "takes a begin of 0 or more, a later end, and a multiple of every in between"
             )
 
     def due(self, step: jax.Array) -> jax.Array:
@@ -75,7 +75,7 @@ class Gradual:
         """See `MaskChange`."""
         kept = self.kept(params) if callable(self.kept) else self.kept
         require_counts(params, kept)
-        # A table of whole numbers, for float32 does not hold the counts of large kernels.
+        # A table of integers, since float32 cannot represent the counts of large kernels.
         number = (step - self.begin) // self.every
         rows = {path: jnp.asarray(self._counts(params[path].size, kept[path])) for path in masks}
         return {
@@ -84,32 +84,33 @@ class Gradual:
         }
 
     def _counts(self, size: int, kept: int) -> np.ndarray:
-        """The number of weights after each change, int32 [changes + 1]."""
+        """Returns the number of weights after each change, int32 [changes + 1]."""
         changes = (self.end - self.begin) // self.every
         left = [changes - i for i in range(changes + 1)]
-        # In whole numbers: floor(L (changes^3 - left^3) / changes^3).
+        # In integers: floor(L (changes^3 - left^3) / changes^3).
         lost = [(size - kept) * (changes**3 - rest**3) // changes**3 for rest in left]
         return np.asarray([size - number for number in lost], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-    """Drops kept weights of small magnitude, and lets as many grow elsewhere in their kernel.
+    """Drops kept weights of small magnitude and grows as many others in the same kernel.
 
-    Behind step t the fraction `drop / 2 (1 + cos(pi t / end))` of a kernel's kept weights is
-    dropped, those least in magnitude; of all others, the dropped ones included, as many grow: at
-    random (SET, arXiv 1707.04780), or where the gradient is largest (RigL, arXiv 1911.11134). A
-    weight that is dropped and grows at once keeps its value, all others begin at zero.
+    After step t, the fraction `drop / 2 (1 + cos(pi t / end))` of a kernel's kept weights with the
+    smallest magnitude is dropped, and as many of all other weights, including those just dropped,
+    grow: at random (SET, arXiv 1707.04780), or where the gradient is largest (RigL,
+    arXiv 1911.11134). A weight that is dropped and regrown at once keeps its value; all other
+    regrown weights start at zero.
 
     Attributes:
       by: `random` or `gradient`.
-      drop: the fraction at the beginning, in (0, 1).
+      drop: the initial fraction, in (0, 1).
       every: steps between two changes.
-      end: the step behind which the masks stay, with no change at it.
-      seed: of what grows at random.
+      end: the step from which on masks no longer change.
+      seed: the seed of random growth.
 
     Raises:
-      UsageError: a value out of its range.
+      UsageError: a value out of range.
     """
 
     by: Literal["random", "gradient"]
@@ -121,7 +122,7 @@ class Regrow:
     def __post_init__(self):
         _require_every(self.every)
         if self.by not in ("random", "gradient"):
-            raise UsageError(f"by={self.by!r}; weights grow by 'random' or by 'gradient'")
+            raise UsageError(f"by={self.by!r}; expected 'random' or 'gradient'")
         if not 0 < self.drop < 1:
             raise UsageError(f"drop={self.drop}; it takes a fraction above 0 and below 1")
         if self.end < 1:

@@ -1,4 +1,4 @@
-"""First weights of sparse kernels: as large as the few inputs of an output call for."""
+"""Initial weights of sparse kernels, scaled for the few inputs of each output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jaxlab.sparsity.kernels import num_inputs
 
 
 def rescale(params: Params, masks: Masks) -> Params:
-    """Masked parameters, those kept over the root of their kernel's density.
+    """Masks parameters and divides kept weights by the square root of their kernel's density.
 
-    An output that sums up fewer inputs then keeps the variance that the model's own initialisation
-    gives it. With all weights kept, nothing changes, to the bit.
+    Outputs with fewer inputs then have the variance that the model's own initialisation gives them.
+    If all weights are kept, the result is the same bit for bit.
 
     >>> params = {'kernel': jnp.array([[1., 1.], [1., 1.]])}
     >>> masks = {'kernel': jnp.array([[True, False], [False, False]])}
@@ -37,20 +37,21 @@ def sparse_init(
     masks: Masks,
     distribution: Literal["normal", "uniform"] = "normal",
 ) -> Params:
-    """Draws the kept weights of masked kernels anew; the other parameters stay.
+    """Draws new kept weights for masked kernels; the other parameters are unchanged.
 
-    With d the density of the kernel and its fan-in that of one output, the window of a convolution
-    included: `normal` has the deviation `sqrt(2 / (fan_in d))`, that of He for the inputs which are
-    left; `uniform` lies within `1 / sqrt(fan_in d)`, as in arXiv 2010.14495.
+    With d the density of the kernel and fan_in its number of weights per output, including the
+    window of a convolution: `normal` has the standard deviation `sqrt(2 / (fan_in d))`, He
+    initialisation for the remaining inputs; `uniform` is within `1 / sqrt(fan_in d)`, as in
+    arXiv 2010.14495.
 
     Args:
-      key: a typed key; a kernel's weights depend on it, and on the kernel's path and mask.
+      key: a typed key; a kernel's weights depend only on it and on the kernel's path and mask.
       params: `{path: array}`.
       masks: `{path: bool array}`.
       distribution: see above.
 
     Raises:
-      UsageError: a mask that fits no parameter; an unknown distribution.
+      UsageError: a mask without a parameter; an unknown distribution.
     """
     if distribution not in ("normal", "uniform"):
         raise UsageError(f"distribution={distribution!r}; it takes 'normal' or 'uniform'")
@@ -65,7 +66,7 @@ def sparse_init(
 
 
 def _density(mask: jax.Array) -> jax.Array:
-    # By numbers of weights, which float32 holds well enough; a mask without any divides by one.
+    # Float32 is precise enough for these counts; max avoids a division by zero for an empty mask.
     return jnp.maximum(mask.sum(), 1) / mask.size
 
 

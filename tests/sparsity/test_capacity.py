@@ -144,12 +144,12 @@ def test_nothing_is_allocated():
     [
         ((MLPConfig(), 0.0), "density=0.0; it takes a share"),
         ((MLPConfig(), 1.5), "density=1.5; it takes a share"),
-        ((MLPConfig(), 0.5, "widht"), "MLPConfig has the whole numbers .*; did you mean 'width'"),
-        ((MLPConfig(), 0.5, "name"), "grow='name'; MLPConfig has the whole numbers width, depth"),
-        ((MLPConfig(), 0.5, ()), r"grow=\(\); it takes one field, or several that differ"),
-        ((MLPConfig(), 0.5, ("width", "width")), "it takes one field, or several that differ"),
+        ((MLPConfig(), 0.5, "widht"), "MLPConfig has the integers .*; did you mean 'width'"),
+        ((MLPConfig(), 0.5, "name"), "grow='name'; MLPConfig has the integers width, depth"),
+        ((MLPConfig(), 0.5, ()), r"grow=\(\); it takes one field, or several different ones"),
+        ((MLPConfig(), 0.5, ("width", "width")), "it takes one field, or several different ones"),
         ((ResNetConfig(), 0.5), r"ResNetConfig has no build\(rngs\); pass build="),
-        (({"width": 3}, 0.5), "a config is a dataclass, got dict"),
+        (({"width": 3}, 0.5), "config is a dict; expected a dataclass"),
     ],
 )
 def test_bad_input_is_named(arguments, words):

@@ -168,17 +168,17 @@ def test_a_rule_may_be_densities_by_pattern():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"density": 0}, "density=0; it takes a share of the weights above 0, up to 1"),
+        ({"density": 0}, "density=0; it takes a fraction of the weights above 0, up to 1"),
         ({"density": -0.1}, "density=-0.1; it takes"),
         ({"density": 1.5}, "density=1.5; it takes"),
         ({"density": float("nan")}, "density=nan; it takes"),
-        ({}, "density=None and total=None; give one of both"),
-        ({"density": 0.5, "total": 9}, "density=0.5 and total=9; give one of both"),
-        ({"total": 2}, r"total=2; the kernels take a whole number from 3 \(one weight each\)"),
+        ({}, "density=None and total=None; give exactly one"),
+        ({"density": 0.5, "total": 9}, "density=0.5 and total=9; give exactly one"),
+        ({"total": 2}, r"total=2; the kernels take an integer from 3 \(one weight each\)"),
         ({"total": 10**9}, "to 54,912"),
         ({"density": 0.5, "rule": "erks"}, "rule='erks'; did you mean 'erk'"),
-        ({"density": 0.5, "own": {"Dens_1/*": 1}}, "pattern 'Dens_1/.*' fits no kernel"),
-        ({"density": 0.5, "patterns": ["*/kernal"]}, "fits no parameter of rank two or more"),
+        ({"density": 0.5, "own": {"Dens_1/*": 1}}, "pattern 'Dens_1/.*' matches no kernel"),
+        ({"density": 0.5, "patterns": ["*/kernal"]}, "matches no parameter of rank two or more"),
         (
             {"density": 0.001, "rule": "uniform"},
             "'Dense_0/kernel' of 50,176 weights would keep 52, fewer than one for each of its 64 ",

@@ -341,7 +341,10 @@ def test_a_report_counts_weights_and_units_without_them():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: masks.random(KEY, PARAMS, {"up/kernl": 3}), "'up/kernl', no parameter; did you"),
+        (
+            lambda: masks.random(KEY, PARAMS, {"up/kernl": 3}),
+            "'up/kernl', which is no parameter; did",
+        ),
         (lambda: masks.magnitude(PARAMS, {"up/kernel": 0}), "should keep 0; .* from 1 to 240"),
         (lambda: masks.magnitude(PARAMS, {"up/kernel": 241}), "should keep 241"),
         (lambda: masks.magnitude(PARAMS, 1.2), "density=1.2; it takes a share"),

@@ -263,7 +263,7 @@ def test_set_grows_at_random_under_its_seed():
     [
         (lambda: sparsity.Gradual({}, 5, 5), "from step 5 to 5 every 100"),
         (lambda: sparsity.Gradual({}, 0, 10, 3), "from step 0 to 10 every 3; it takes"),
-        (lambda: sparsity.Regrow("weight", 9), "by='weight'; weights grow by 'random' or"),
+        (lambda: sparsity.Regrow("weight", 9), "by='weight'; expected 'random' or"),
         (lambda: sparsity.Regrow("random", 9, drop=1.0), "drop=1.0; it takes a fraction"),
         (lambda: sparsity.Regrow("random", 0), "end=0"),
         (lambda: sparsity.Regrow("random", 9, every=0), "every=0"),
