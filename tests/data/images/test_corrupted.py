@@ -78,7 +78,9 @@ def test_a_damaged_set_is_made_again_with_one_line(tmp_path, caplog):
     np.testing.assert_array_equal(found, corruptions.corrupt(IMAGES, NAME, 2))
     assert kept(tmp_path).read_bytes() == whole
     (record,) = caplog.records
-    assert f"{NAME}-2-seed0-v1" in record.getMessage() and "made again" in record.getMessage()
+    assert (
+        f"{NAME}-2-seed0-v1" in record.getMessage() and "making them again" in record.getMessage()
+    )
 
 
 def test_what_is_kept_is_not_handed_out_for_wrong_input(tmp_path):

@@ -125,7 +125,10 @@ def test_frost_takes_every_fifth_pixel_of_anywhere_in_the_photograph(tmp_path):
     [
         (lambda folder: None, "has no photographs; expected a folder with files that end in"),
         (lambda folder: (folder / "a.png").write_bytes(b"none"), "a.png' cannot be read"),
-        (lambda folder: save(folder / "a.png", (0, 0, 0), (500, 100)), "is 20x100 when scaled"),
+        (
+            lambda folder: save(folder / "a.png", (0, 0, 0), (500, 100)),
+            "is 20x100 after subsampling",
+        ),
     ],
 )
 def test_photographs_that_do_not_serve_are_named(tmp_path, make, message):

@@ -131,7 +131,7 @@ def test_folder_without_classes_is_refused(tmp_path, pets):
     with pytest.raises(UsageError, match="inside' has 'c.bmp' next to its sub-folders; exp"):
         ImageFolder(pets / "cat" / "inside")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty' has no sub-folders; expected one sub-folder a cl"):
+    with pytest.raises(UsageError, match="empty' has no sub-folders; expected one sub-folder per"):
         ImageFolder(tmp_path / "empty")
     write(pets / "loose.png", grey(0))
     with pytest.raises(UsageError, match="has 'loose.png' next to its sub-folders"):

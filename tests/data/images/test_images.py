@@ -45,7 +45,12 @@ def test_classes_are_counted_from_the_labels_where_nothing_is_said():
     [
         (np.zeros((2, 4, 4, 1)), [0, 1], {}, r"float64; expected uint8 .* np.rint\(255"),
         (np.zeros((2, 4, 4, 1), int), [0, 1], {}, r"int64; expected uint8 .* images.astype"),
-        (levels(2, 4, 4), [0, 1], {}, r"\(2, 4, 4\); expected \[n, h, w, c\]: pass images\[..., N"),
+        (
+            levels(2, 4, 4),
+            [0, 1],
+            {},
+            r"\(2, 4, 4\); expected \[n, h, w, c\]: for grey images pass",
+        ),
         (levels(2, 3, 8, 8), [0, 1], {}, r"channels first; .*transpose\(0, 2, 3, 1\)"),
         (levels(0, 4, 4, 1), [], {}, "expected at least one"),
         (levels(2, 4, 4, 1), [[0], [1]], {}, r"\(2, 1\); expected \[2\]: pass labels\[:, 0\]"),
