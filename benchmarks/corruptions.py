@@ -1,13 +1,13 @@
-"""Speed of the corruptions of 32x32 images, and of their kept sets, one JSON object a line.
+"""Speed of corrupting 32x32 images, and of the cache of corrupted sets, one JSON object per line.
 
-    python -m benchmarks.corruptions                         # 10,000 images, all devices' default
+    python -m benchmarks.corruptions                         # 10,000 images, all corruptions
     python -m benchmarks.corruptions --images=1000 --name=fog --name=shot_noise
 
-A line for each corruption: `images_per_s`, the mean over its five severities, once compiled; and
-`first_s`, the seconds of compiling and of the first images, over all five. Then one line for the
-whole set of 19 by 5, made into an empty folder and read from it again: `make_s` (with what is left
-to compile), `read_s`, which opens, checks and reads every byte, `read_over_make`, and `gb`.
-Images are of `--seed`: smooth colours with texture. Times are of the clock.
+One line per corruption: `images_per_s`, the mean over its five severities without compilation, and
+`first_s`, the seconds to compile and process the first images, over all five. Then one line for all
+19 times 5 sets, written to an empty cache and read from it again: `make_s` (including remaining
+compilation), `read_s`, which opens, checks and reads every byte, `read_over_make`, and `gb`. Images
+have smooth random colours with texture, drawn from `--seed`. Times are wall-clock.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CHUNK = 64
 
 
 def main() -> None:
-    """Measures the corruptions and the kept sets; prints a line for each."""
+    """Measures the corruptions and the cached sets and prints one line for each."""
     from jaxlab.data.images import corruptions
 
     names = (*corruptions.EVALUATED_NAMES, *corruptions.EXTRA_NAMES)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=positive, default=10_000)
-    parser.add_argument("--name", action="append", help="of a corruption; all by default")
+    parser.add_argument("--name", action="append", help="a corruption; all by default")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     images = smooth_images(args.images, args.seed)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def smooth_images(num_images: int, seed: int):
-    """uint8 [n, 32, 32, 3], of colours that change slowly over each image."""
+    """Returns images uint8 [n, 32, 32, 3] whose colours change slowly."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def measure(name: str, images) -> dict:
 
 
 def measure_sets(images) -> dict:
-    """Times making all sets once, and reading them."""
+    """Times computing all sets once, and reading them from the cache."""
     import jax
 
     from jaxlab.data import corrupted_sets
@@ -85,9 +85,9 @@ def measure_sets(images) -> dict:
     def run(folder: str) -> tuple[float, int, int]:
         start = time.perf_counter()
         count = num_bytes = 0
-        for _, _, kept in corrupted_sets(images, cache_dir=folder):
-            count, num_bytes = count + 1, num_bytes + kept.nbytes
-            kept.max()
+        for _, _, levels in corrupted_sets(images, cache_dir=folder):
+            count, num_bytes = count + 1, num_bytes + levels.nbytes
+            levels.max()
         return time.perf_counter() - start, count, num_bytes
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,24 +1,24 @@
-"""Speed of training on images on CPU: ours over PyTorch, ratios of one run, one JSON object a line.
+"""Speed of image training on CPU relative to PyTorch, ratios of one run, one JSON object per line.
 
-    python -m benchmarks.image_training                                  # ours alone
-    python -m benchmarks.image_training --peer=/path/to/python           # one that has torch
+    python -m benchmarks.image_training                                  # jaxlab only
+    python -m benchmarks.image_training --peer=/path/to/python           # a Python with torch
     python -m benchmarks.image_training --part=loops                     # gradients inside loops
 
-Part `training`, for each network, number of cores and setting of glibc's pages: a whole step
-(forward, backward, SGD with momentum; batch 128, float32, 32 by 32 images) of ResNet-20 and of a
-small CNN.
-* `over_torch`: our images per second over those of PyTorch with channels_last, its fastest setting;
-  of CPU seconds on one core, of wall seconds on two. Both sides are processes that wait while the
-  other runs; they take turns, and the least of all steps counts.
-* `host_share`: CPU seconds of our calling thread in a step over those of the step.
-On one core the step is `train.make_step`; on two it is the same on two devices of one thread, each
-with half of the rows (`reduce_once`). We call `train.reuse_memory`, as the experiments do.
-`huge_pages` sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both sides alike.
+Part `training`, for each network, number of cores and page size of glibc: a full step (forward,
+backward, SGD with momentum; batch 128, float32, 32 by 32 images) of ResNet-20 and of a small CNN.
+* `over_torch`: our images per second divided by those of PyTorch with channels_last, its fastest
+  setting; CPU seconds on one core, wall seconds on two. Each side is a process that waits while the
+  other runs; they alternate, and the minimum over all steps counts.
+* `host_share`: CPU seconds of our calling thread in a step, divided by those of the step.
+On one core the step is `train.make_step`; on two it runs on two single-threaded devices, each with
+half of the rows (`reduce_once`). We call `train.reuse_memory`, like the experiments.
+`huge_pages` sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both sides.
 
 Part `loops`, on one core:
-* `scan_over_outside`: eight gradients of a convolution by images and kernel inside `lax.scan` over
-  eight calls, for our convolution and for `lax.conv_general_dilated`;
-* `pgd_over_gradients`: twenty steps of ascent of the images in one jit over twenty gradients.
+* `scan_over_outside`: eight gradients of a convolution with respect to images and kernel inside
+  `lax.scan`, divided by eight calls, for our convolution and for `lax.conv_general_dilated`;
+* `pgd_over_gradients`: twenty gradient ascent steps on the images in one jit, divided by twenty
+  gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH = 128
 
 
 def main() -> None:
-    """Measures the parts; prints a line for each setting."""
+    """Measures the parts and prints one line per setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=("training", "loops"), help="by default both")
     parser.add_argument("--network", action="append", choices=NETWORKS)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def use_cores(count: int) -> None:
-    """Keeps this process, and those it starts, on the first cores that it may use."""
+    """Pins this process and its children to the first cores that it may use."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < count:
@@ -73,7 +73,7 @@ def use_cores(count: int) -> None:
 
 
 def training(network: str, cores: int, huge_pages: bool, args: argparse.Namespace) -> dict:
-    """One row: both sides in turns."""
+    """Measures one row, alternating between both sides."""
     pythons = {"jax": sys.executable} | ({"torch": args.peer} if args.peer else {})
     workers = {
         side: Worker(
@@ -110,7 +110,7 @@ def training(network: str, cores: int, huge_pages: bool, args: argparse.Namespac
 
 
 class Worker:
-    """A process that runs steps when it is told to, and waits else."""
+    """A process that runs steps on request."""
 
     def __init__(self, command: Sequence[str], huge_pages: bool):
         environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
@@ -122,13 +122,13 @@ class Worker:
         self._version = self._read()
 
     def run(self, num_steps: int) -> list[dict]:
-        """The seconds of `num_steps` steps."""
+        """Runs `num_steps` steps and returns their times."""
         self._process.stdin.write(f"{num_steps}\n")
         self._process.stdin.flush()
         return self._read()
 
     def close(self) -> str:
-        """Ends the process; returns the version of its library."""
+        """Ends the process and returns the version of its library."""
         self._process.stdin.close()
         self._process.wait()
         return self._version
@@ -141,7 +141,7 @@ class Worker:
 
 
 def serve(side: str, network: str, cores: int) -> None:
-    """The life of a worker: warm up, then run as many steps as each line of input says."""
+    """Runs a worker: warms up, then runs the number of steps in each line of input."""
     use_cores(cores)
     step, version = (jax_step if side == "jax" else torch_step)(network, cores)
     for _ in range(3):
@@ -152,7 +152,7 @@ def serve(side: str, network: str, cores: int) -> None:
 
 
 def timed(step: Callable[[], Callable[[], None]]) -> dict[str, float]:
-    """Seconds of a step: of the process, on the wall, and of this thread until it may go on."""
+    """Returns the CPU and wall seconds of a step, and this thread's CPU seconds to dispatch it."""
     wall, cpu, host = time.perf_counter(), time.process_time(), time.thread_time()
     wait = step()
     host = time.thread_time() - host
@@ -165,7 +165,7 @@ def timed(step: Callable[[], Callable[[], None]]) -> dict[str, float]:
 
 
 def numbers():
-    """The batch of both sides: images [b, h, w, c] in [0, 1] and labels."""
+    """Returns the batch for both sides: images [b, h, w, c] in [0, 1] and labels."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def numbers():
 
 
 def jax_step(network: str, cores: int):
-    """A training step of ours, and the version of JAX."""
+    """Returns our training step and the version of JAX."""
     flags = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     import jax
@@ -196,17 +196,17 @@ def jax_step(network: str, cores: int):
         metric_names=("loss", "grad_norm", "accuracy"),
     )
     step = train.make_step(view, objectives.classify, optimizer, mesh=mesh, reduce_once=cores > 1)
-    held = {"state": state}
+    latest = {"state": state}
 
     def run() -> Callable[[], None]:
-        held["state"] = step(held["state"], batch)
-        return lambda: jax.block_until_ready(held["state"])
+        latest["state"] = step(latest["state"], batch)
+        return lambda: jax.block_until_ready(latest["state"])
 
     return run, f"jax {jax.__version__}"
 
 
 def torch_step(network: str, cores: int):
-    """The same step in PyTorch, channels_last, and its version."""
+    """Returns the same step in PyTorch with channels_last, and the version of PyTorch."""
     import torch
     from torch.nn import functional
 
@@ -215,7 +215,7 @@ def torch_step(network: str, cores: int):
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     images, labels = map(torch.from_numpy, numbers())
-    images = images.permute(0, 3, 1, 2)  # as it lies, channels last
+    images = images.permute(0, 3, 1, 2)  # channels last in memory
 
     def run() -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
@@ -227,7 +227,7 @@ def torch_step(network: str, cores: int):
 
 
 def torch_resnet20(nn):
-    """ResNet-20 for 32 by 32 images, with projections in its two wider groups."""
+    """Builds ResNet-20 for 32 by 32 images, with projections in its two wider groups."""
 
     def normed(i: int, o: int, window: int, stride: int):
         conv = nn.Conv2d(i, o, window, stride, window // 2, bias=False)
@@ -256,7 +256,7 @@ def torch_resnet20(nn):
 
 
 def torch_small_cnn(nn):
-    """Three convolutions, each with ReLU and pooling, and two layers."""
+    """Builds three convolutions, each with ReLU and pooling, and two dense layers."""
     layers = []
     for i, o in ((3, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
@@ -265,7 +265,7 @@ def torch_small_cnn(nn):
 
 
 def loops(num_rounds: int) -> dict:
-    """What a loop around gradients costs."""
+    """Measures the cost of loops around gradients."""
     import jax
 
     from jaxlab import train
@@ -289,7 +289,7 @@ def loops(num_rounds: int) -> dict:
 
 
 def scans() -> dict[str, Callable[[], None]]:
-    """Eight gradients of a convolution of 16 channels and 32 images, in one call and in eight."""
+    """Eight gradients of a convolution with 16 channels and 32 images, in one call and in eight."""
     import jax
     import jax.numpy as jnp
 
@@ -323,7 +323,7 @@ def scans() -> dict[str, Callable[[], None]]:
 
 
 def ascents() -> dict[str, Callable[[], None]]:
-    """Twenty steps up the loss of ResNet-20 within a box around 32 images: in one jit, and not."""
+    """Twenty gradient ascent steps of ResNet-20 in a box around 32 images, in one jit and without."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -1,15 +1,16 @@
-"""CPU time of images before they are trained on, one JSON object a line.
+"""CPU time of reading and augmenting images, one JSON object per line.
 
     python -m benchmarks.images
     python -m benchmarks.images --part=augmentation
 
-Part `decode`: `data.ImageFolder` of 32 x 32 PNG files: `cpu_ms_per_image`, all threads together.
-Part `fingerprint`: of an `ImageSet` of 150 MB: `cpu_s`.
-Part `augmentation`: a batch of 128 images of 32 x 32 in one jit, once compiled, as CPU time of all
-threads less that of the identity: `cpu_ms_per_batch`. Part `stream`: `data.ImageStream` alone, of
-batches of 128: `batches_per_cpu_s`.
+Part `decode`: `data.ImageFolder` with 32 x 32 PNG files: `cpu_ms_per_image`, over all threads.
+Part `fingerprint`: the fingerprint of an `ImageSet` of 150 MB: `cpu_s`.
+Part `augmentation`: a jitted augmentation of 128 images of 32 x 32, without compilation, in CPU time
+over all threads, minus the identity: `cpu_ms_per_batch`.
+Part `stream`: `data.ImageStream` alone, with batches of 128: `batches_per_cpu_s`.
 
-Images are of `--seed`: smooth colours with texture. Each is the least of `--rounds`.
+Images have smooth random colours with texture, drawn from `--seed`. Each number is the minimum over
+`--rounds`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CALLS = 20
 
 
 def main() -> None:
-    """Measures the parts; prints a line for each measurement."""
+    """Measures the parts and prints one line per measurement."""
     parts = {
         "decode": decode,
         "fingerprint": fingerprint,
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def least(run: Callable[[], Any], rounds: int) -> float:
-    """The least CPU seconds, over all threads, of so many calls."""
+    """Returns the minimum CPU seconds of a call, over all threads, in `rounds` calls."""
     seconds = []
     for _ in range(rounds):
         start = time.process_time()
@@ -83,14 +84,14 @@ def fingerprint(args: argparse.Namespace) -> Iterator[dict]:
     count = args.megabytes * 10**6 // 3072
     images = np.random.default_rng(args.seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
     labels = np.zeros(count, np.int64)
-    # Each round has a set of its own: a set keeps the fingerprint that it has made.
+    # A new set for each round, since a set caches its fingerprint.
     sets = [data.ImageSet(images, labels) for _ in range(args.rounds)]
     seconds = least(lambda: sets.pop().fingerprint, args.rounds)
     yield {"cpu_s": round(seconds, 3), "megabytes": args.megabytes}
 
 
 def augmentation(args: argparse.Namespace) -> Iterator[dict]:
-    """Times augmentations of one batch, less the identity."""
+    """Times augmentations of one batch, minus the identity."""
     import jax
     import jax.numpy as jnp
 
@@ -113,7 +114,7 @@ def augmentation(args: argparse.Namespace) -> Iterator[dict]:
         for key in keys:
             jax.block_until_ready(augmented(key, batch))
 
-    # Levels become numbers in [0, 1] in any case: that belongs to none of them.
+    # The conversion to [0, 1] happens in any case and is not part of an augmentation.
     def as_unit(kind: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(lambda key, batch: kind(key, batch | {"inputs": batch["inputs"] / 255.0}))
 
@@ -141,7 +142,7 @@ def stream(args: argparse.Namespace) -> Iterator[dict]:
 
     from jaxlab import data
 
-    # In the order of memory in which sets are decoded: the other way each batch copies the set.
+    # The memory layout of decoded sets; with another one, each batch would copy the whole set.
     levels = np.ascontiguousarray(smooth_images(args.images, args.seed))
     images = data.ImageSet(levels, np.zeros(args.images, np.int64))
     batches, count = data.ImageStream(images, BATCH), 2_000

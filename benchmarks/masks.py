@@ -1,15 +1,16 @@
-"""Cost of masks in a training step: ratios measured in one run, one JSON object a line.
+"""Cost of masks in a training step: ratios measured in one run, one JSON object per line.
 
     python -m benchmarks.masks
     python -m benchmarks.masks --net=mlp --steps=20 --rounds=5
 
-For each net, whole steps of AdamW on a batch of 128 images, float32, density 0.1, on one core:
-* `static`: time of a step with masks that stay, over that of a step without masks;
-* `rigl`: the same with masks that may change, in steps without a change;
-* `rigl_with_change`: the same, with one step in `--every` that changes them;
-* `change`: time of a step that changes the masks, over that of a step without masks.
+For each network, full steps of AdamW on a batch of 128 images, float32, density 0.1, on one core:
+* `static`: time of a step with constant masks, divided by that of a step without masks;
+* `rigl`: the same with masks that can change, in steps without a change;
+* `rigl_with_change`: the same, with a change in one of `--every` steps;
+* `change`: time of a step that changes the masks, divided by that of a step without masks.
 
-Times are process CPU seconds, the least of `--steps` a round, variants taking turns for `--rounds`.
+Times are process CPU seconds: the minimum of `--steps` per round, with the variants alternating for
+`--rounds`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NETS = {"mlp": "mlp", "cnn": "small_cnn"}
 
 
 def main() -> None:
-    """Measures the nets; prints a line for each."""
+    """Measures the networks and prints one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--net", action="append", choices=NETS)
     parser.add_argument("--steps", type=positive, default=10, help="of each variant in a round")
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
-    """Times the variants of one net in turns."""
+    """Times the variants of one network, alternating between them."""
     import jax
     import numpy as np
     import optax
@@ -73,11 +74,11 @@ def measure(net: str, num_steps: int, num_rounds: int, every: int) -> dict:
         if config is not None:
             state = sparsity.start_sparse(config, optimizer, view, state)
         step = train.make_step(view, objectives.classify, optimizer, mesh=mesh)
-        place = {name: jax.device_put(rows) for name, rows in batch.items()}
-        kept = [step(state, place)]
+        placed = {name: jax.device_put(rows) for name, rows in batch.items()}
+        result = [step(state, placed)]
 
         def run() -> None:
-            kept[0] = jax.block_until_ready(step(kept[0], place))
+            result[0] = jax.block_until_ready(step(result[0], placed))
 
         run()
         return run
