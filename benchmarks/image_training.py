@@ -323,7 +323,7 @@ def scans() -> dict[str, Callable[[], None]]:
 
 
 def ascents() -> dict[str, Callable[[], None]]:
-    """Twenty gradient ascent steps of ResNet-20 in a box around 32 images, in one jit and without."""
+    """Twenty gradient ascent steps of ResNet-20 in a box, in one jit and in twenty."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

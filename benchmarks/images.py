@@ -5,8 +5,8 @@
 
 Part `decode`: `data.ImageFolder` with 32 x 32 PNG files: `cpu_ms_per_image`, over all threads.
 Part `fingerprint`: the fingerprint of an `ImageSet` of 150 MB: `cpu_s`.
-Part `augmentation`: a jitted augmentation of 128 images of 32 x 32, without compilation, in CPU time
-over all threads, minus the identity: `cpu_ms_per_batch`.
+Part `augmentation`: a jitted augmentation of 128 images of 32 x 32, without compilation: CPU time
+over all threads minus that of the identity, `cpu_ms_per_batch`.
 Part `stream`: `data.ImageStream` alone, with batches of 128: `batches_per_cpu_s`.
 
 Images have smooth random colours with texture, drawn from `--seed`. Each number is the minimum over
