@@ -4,7 +4,7 @@ A workdir holds
 
     config.json      the resolved config, with experiment, variant and paper
     metrics.jsonl    one JSON object a log step
-    checkpoints/     what the run continues from
+    checkpoints/     the states that the run can resume from
     results.json     claims, numbers and environment, once the run is complete
     figures/*.png
     report.html      one self-contained page
@@ -271,7 +271,7 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"config field {field}={value!r} cannot be kept in config.json ({error}); use "
+                f"config field {field}={value!r} cannot be stored in config.json ({error}); use "
                 "finite numbers, strings, booleans, None or tuples of them"
             ) from None
     return plain(config)

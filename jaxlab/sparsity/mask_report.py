@@ -105,13 +105,13 @@ def mask_report(masks: Mapping[str, Any], params: Mapping[str, Any] | None = Non
 
 def _kernel(path: str, mask: np.ndarray) -> KernelReport:
     *window, inputs, outputs = kernel_shape(path, mask.shape)
-    kept = mask.reshape(math.prod(window), inputs, outputs)
+    mask_wio = mask.reshape(math.prod(window), inputs, outputs)
     return KernelReport(
         path=path,
         size=mask.size,
         kept=int(mask.sum()),
         num_inputs=inputs,
         num_outputs=outputs,
-        unread_inputs=int((~kept.any(axis=(0, 2))).sum()),
-        empty_outputs=int((~kept.any(axis=(0, 1))).sum()),
+        unread_inputs=int((~mask_wio.any(axis=(0, 2))).sum()),
+        empty_outputs=int((~mask_wio.any(axis=(0, 1))).sum()),
     )

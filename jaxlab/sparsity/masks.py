@@ -1,8 +1,8 @@
 """Methods that choose the weights to keep, before or after training.
 
-`kept` is `{path: number of weights}`, as returned by `densities`, or a density for every kernel.
-All methods keep exactly this number, break ties by the lower flat index, and work on sharded
-parameters.
+The argument `kept` is `{path: number of weights}`, as `densities` returns it, or a density for all
+kernels. All methods keep exactly this number, break ties by the lower flat index, and work on
+sharded parameters.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jaxlab.sparsity.densities import densities, require_counts
 from jaxlab.sparsity.kernels import kernel_shape, prunable
 from jaxlab.sparsity.selection import keep_largest, mark_largest
 
-Kept = Mapping[str, int] | float
+CountsOrDensity = Mapping[str, int] | float
 """`{path: number of weights kept}`, or a density of every kernel."""
 
 
-def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
+def random(key: jax.Array, params: Mapping[str, Any], kept: CountsOrDensity) -> Masks:
     """Keeps a uniformly random subset of each kernel's weights.
 
     Args:
@@ -44,7 +44,9 @@ def random(key: jax.Array, params: Mapping[str, Any], kept: Kept) -> Masks:
     return _largest_of_each(bits, counts)
 
 
-def magnitude(params: Params, kept: Kept, scope: Literal["local", "global"] = "local") -> Masks:
+def magnitude(
+    params: Params, kept: CountsOrDensity, scope: Literal["local", "global"] = "local"
+) -> Masks:
     """Keeps the weights with the largest magnitude.
 
     Args:
@@ -120,7 +122,12 @@ def _n_of_m(kernel: jax.Array, n: int, m: int, axis: int) -> jax.Array:
 
 
 def snip(
-    view: View, objective: Objective, batch: Batch, kept: Kept, *, key: jax.Array | None = None
+    view: View,
+    objective: Objective,
+    batch: Batch,
+    kept: CountsOrDensity,
+    *,
+    key: jax.Array | None = None,
 ) -> Masks:
     """Keeps the weights whose removal would change the loss most: `|w dL/dw|` (arXiv 1810.02340).
 
@@ -154,7 +161,7 @@ def snip(
     return _largest_of_all(scores, sum(counts.values()))
 
 
-def synflow(view: View, example: Any, kept: Kept, *, rounds: int = 100) -> Masks:
+def synflow(view: View, example: Any, kept: CountsOrDensity, *, rounds: int = 100) -> Masks:
     """Iteratively prunes the weights with the least synaptic flow (arXiv 2006.05467).
 
     With `R = sum f(1; |theta|)`, which needs no data, the score of a weight is `|w dR/dw|`. After
@@ -218,7 +225,7 @@ def nonzero(params: Params, patterns: Sequence[str] | None = None) -> Masks:
     return {path: params[path] != 0 for path in prunable(params, patterns)}
 
 
-def _counts(params: Mapping[str, Any], kept: Kept) -> dict[str, int]:
+def _counts(params: Mapping[str, Any], kept: CountsOrDensity) -> dict[str, int]:
     if not isinstance(kept, Mapping):
         return densities(params, kept, "uniform", allow_empty_units=True)
     require_counts(params, kept)

@@ -1,4 +1,4 @@
-"""Sparse training: an optax wrapper that holds the masks, and keeps masked weights at zero."""
+"""Sparse training: an optax wrapper that stores the masks and keeps masked weights at zero."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SparseState(NamedTuple):
     """The state of an optimizer made by `sparsify`.
 
     Attributes:
-      step: int32 scalar, updates done.
+      step: int32 scalar, number of updates done.
       masks: `{path: bool array}`, true where a weight is kept.
-      inner: the state of the optimizer within.
+      inner: the state of the inner optimizer.
     """
 
     step: jax.Array
@@ -33,29 +33,28 @@ def sparsify(
     masks: Mapping[str, jax.Array] | Callable[[Params], Masks],
     change: MaskChange | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes an optimizer that trains the kept weights alone; it is the outermost wrapper.
+    """Wraps an optimizer so that it trains only the kept weights; use it as the outermost wrapper.
 
-    Gradients are masked before the optimizer within sees them, and its updates behind it, so that
-    neither momentum nor weight decay revives a weight: a masked weight is exactly zero after every
-    update, even if it was not before. The state holds the masks by the paths of their parameters,
-    and so they are sharded, saved and restored like these.
+    Both the gradients and the updates of the inner optimizer are masked, so neither momentum nor
+    weight decay revives a weight: masked weights are exactly zero after every update, even if they
+    were not before. The state stores the masks by parameter path, so they are sharded, saved and
+    restored like parameters.
 
-    Masks that change do so within a loop of one round or none: steps without a change rank and
-    draw nothing, and such an update has derivatives in forward mode alone. A step with one updates
-    the weights that stay; those dropped go to zero, those that grow begin at zero, and what the
-    optimizer within remembers of either is zero, in all arrays of its state that lie below a
-    parameter's path and have its shape.
+    Masks change inside a loop of zero or one iterations, so steps without a change rank and draw
+    nothing; such an update has only forward-mode derivatives. A step with a change updates the
+    weights that stay. Dropped weights become zero and grown ones start at zero, and so do their
+    entries in the state of the inner optimizer, in all arrays below a parameter's path that have
+    its shape.
 
     Args:
       inner: an optax optimizer over the flat parameters.
-      masks: `{path: bool array}`, or what gives them for the parameters, when the state is made.
-        Parameters without a mask are trained as they are, and so are those whose given mask keeps
-        all and stays.
-      change: how they change; see `Gradual` and `Regrow`. None: they stay.
+      masks: `{path: bool array}`, or a function of the parameters that returns them, called when
+        the state is initialised. Parameters without a mask are trained normally, and so are those
+        with a constant mask that keeps everything.
+      change: how the masks change; see `Gradual` and `Regrow`. None: they do not.
 
     Raises:
-      UsageError: when it is initialised, a mask that fits no parameter; when it updates, no
-        parameters.
+      UsageError: at initialisation, a mask without a parameter; at an update, no parameters given.
 
     >>> optimizer = sparsify(optax.sgd(0.5, momentum=0.9), {'w': jnp.array([True, False])})
     >>> params = {'w': jnp.array([1., 0.])}
@@ -76,21 +75,21 @@ def sparsify(
         grads: Params, state: SparseState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, SparseState]:
         if params is None:
-            raise UsageError("a sparse optimizer updates by the parameters too; pass params")
+            raise UsageError("a sparse optimizer needs the parameters to update; pass params")
         after, stays, within = state.masks, state.masks, state.inner
         if change is not None and after:
             after, stays, within = _changed(change, state, params, grads)
         updates, within = inner.update(apply_masks(grads, stays), within, params, **extra)
-        # p + (-p) is zero for whatever was there; what grows is zero already.
-        kept = {p: jnp.where(mask, updates[p], -params[p]) for p, mask in stays.items()}
-        updates = {path: kept.get(path, u) for path, u in updates.items()}
+        # p + (-p) is zero for dropped weights; grown ones are zero already.
+        masked = {p: jnp.where(mask, updates[p], -params[p]) for p, mask in stays.items()}
+        updates = {path: masked.get(path, u) for path, u in updates.items()}
         return updates, SparseState(state.step + 1, after, within)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def masks_of(opt_state: Any) -> Masks:
-    """The masks in the state of an optimizer made by `sparsify`; of other optimizers none.
+    """Returns the masks in the state of an optimizer made by `sparsify`; none for other optimizers.
 
     >>> masks_of(optax.sgd(0.1).init({'w': jnp.ones(2)}))
     {}
@@ -99,8 +98,8 @@ def masks_of(opt_state: Any) -> Masks:
 
 
 def _keeps_all(mask: Any) -> bool:
-    # A select would keep the compiler from fusing the update's product into its sum, and so change
-    # the last bit: without one, density 1 is the unmasked training to the bit.
+    # A select would prevent fusing the update's product and sum, which changes the last bit;
+    # without it, training at density 1 equals unmasked training bit for bit.
     if isinstance(mask, jax.Array) and not mask.is_fully_addressable:
         return False
     return bool(np.asarray(mask).all())
@@ -109,23 +108,23 @@ def _keeps_all(mask: Any) -> bool:
 def _changed(
     change: MaskChange, state: SparseState, params: Params, grads: Params
 ) -> tuple[Masks, Masks, Any]:
-    """The masks behind a step, what stays in it, and what the optimizer remembers of that."""
+    """Returns the masks after a step, those of weights that stay, and the inner optimizer state."""
 
-    def body(kept: tuple[Any, ...]) -> tuple[Any, ...]:
-        _, masks, _, within = kept
+    def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, masks, _, within = loop
         after = change.change(state.step, params, grads, masks)
         stays = {path: mask & after[path] for path, mask in masks.items()}
         return jnp.zeros((), bool), after, stays, _forget(within, stays)
 
-    # Not a conditional, through which the compiler copies arrays in every step: those of a loop are
-    # changed in place. Only the masks are copied, for they are there twice.
+    # Not a conditional, for which the compiler copies all arrays in every step; a loop changes them
+    # in place. Only the masks are copied, since they are passed twice.
     first = (jnp.asarray(change.due(state.step)), state.masks, state.masks, state.inner)
-    _, *changed = jax.lax.while_loop(lambda kept: kept[0], body, first)
+    _, *changed = jax.lax.while_loop(lambda loop: loop[0], body, first)
     return tuple(changed)
 
 
 def _forget(inner: Any, masks: Masks) -> Any:
-    """Sets what an optimizer remembers of masked weights to zero."""
+    """Sets the optimizer state of masked weights to zero."""
 
     def forget(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]

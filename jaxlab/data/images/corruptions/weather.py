@@ -71,11 +71,11 @@ def snow_constants(
     threshold: float,
     radius: float,
     sigma: float,
-    kept: float,
+    scale: float,
 ) -> tuple[np.ndarray | float, ...]:
     """Replaces the parameters of the zoom by matrices and those of the motion by weights."""
     rows, columns = (zoom_matrix(n, zoom)[None] for n in size)
-    return mean, std, rows, columns, threshold, motion_taps(radius, sigma), kept
+    return mean, std, rows, columns, threshold, motion_taps(radius, sigma), scale
 
 
 @on_unit_interval
@@ -88,7 +88,7 @@ def snow(
     columns: jax.Array,
     threshold: jax.Array,
     taps: jax.Array,
-    kept: jax.Array,
+    scale: jax.Array,
 ) -> jax.Array:
     """Makes the image paler and adds flakes that move within 45 degrees of vertical.
 
@@ -102,18 +102,18 @@ def snow(
     degrees = jax.random.uniform(of_angle, (), jnp.float32, -135, -45)
     moved_hwc = rounded(motion_blur(flakes_hwc.astype(jnp.float32), taps, degrees)) / 255
     pale_hwc = jnp.maximum(x_hwc, grey(x_hwc)[..., None] * 1.5 + 0.5)
-    return kept * x_hwc + (1 - kept) * pale_hwc + moved_hwc + moved_hwc[::-1, ::-1]
+    return scale * x_hwc + (1 - scale) * pale_hwc + moved_hwc + moved_hwc[::-1, ::-1]
 
 
 def frost(
     key: jax.Array,
     image_hwc: jax.Array,
-    kept: jax.Array,
+    scale: jax.Array,
     amount: jax.Array,
     photos: jax.Array,
     sizes: jax.Array,
 ) -> jax.Array:
-    """`kept x + amount photo` with a random crop of a random photograph, truncated to levels.
+    """`scale x + amount photo` with a random crop of a random photograph, truncated to levels.
 
     Args:
       photos: uint8 [p, H, W, 3], padded.
@@ -126,7 +126,7 @@ def frost(
     part_1hwc = jax.lax.dynamic_slice(
         photos, (which, *corner, 0), (1, *image_hwc.shape[:2], photos.shape[3])
     )
-    return truncated(kept * image_hwc + amount * part_1hwc[0])
+    return truncated(scale * image_hwc + amount * part_1hwc[0])
 
 
 def frost_photos(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,9 +174,9 @@ def require_photos_of_size(sizes: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def frost_procedural(
-    key: jax.Array, image_hwc: jax.Array, kept: jax.Array, amount: jax.Array
+    key: jax.Array, image_hwc: jax.Array, scale: jax.Array, amount: jax.Array
 ) -> jax.Array:
-    """`kept x + amount pattern` with a generated pattern instead of photographs.
+    """`scale x + amount pattern` with a generated pattern instead of photographs.
 
     Its crystals are the ridges `(1 - |2 p - 1|)^3` of two clouds `p`, a smooth one and, with 0.6 of
     the weight, a rough one; they are white on blue, with a mean brightness of 55%. Its scores are
@@ -188,4 +188,4 @@ def frost_procedural(
     )
     blue, white = np.array([[35, 65, 100], [245, 250, 255]], np.float32)
     pattern_hwc = blue + (white - blue) * (smooth + 0.6 * rough) / 1.6
-    return truncated(kept * image_hwc + amount * pattern_hwc)
+    return truncated(scale * image_hwc + amount * pattern_hwc)
