@@ -81,7 +81,7 @@ def test_select_marks_every_path():
 
 
 def test_select_names_the_pattern_that_fits_nothing():
-    with pytest.raises(UsageError, match="'a/kernal' fits no .*did you mean 'a/kernel'"):
+    with pytest.raises(UsageError, match="'a/kernal' matches no .*did you mean 'a/kernel'"):
         select(["a/kernel", "a/bias"], ["a/bias", "a/kernal"])
 
 

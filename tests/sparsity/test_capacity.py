@@ -127,7 +127,7 @@ def test_only_fitting_widths_are_tried_when_steps_are_given():
 
     match = capacity_matched(MLPConfig(), 0.2, build=build, step=8)
     assert match.config.width % 8 == 0 and sum(match.counts.values()) == 26_432
-    with pytest.raises(UsageError, match=r"no model of width=\d+ .* num_heads=8; grow by whole st"):
+    with pytest.raises(UsageError, match=r"no model with width=\d+.* num_heads=8; choose incr"):
         capacity_matched(MLPConfig(), 0.2, build=build)
 
 
@@ -142,8 +142,8 @@ def test_nothing_is_allocated():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((MLPConfig(), 0.0), "density=0.0; it takes a share"),
-        ((MLPConfig(), 1.5), "density=1.5; it takes a share"),
+        ((MLPConfig(), 0.0), "density=0.0; it takes a fraction"),
+        ((MLPConfig(), 1.5), "density=1.5; it takes a fraction"),
         ((MLPConfig(), 0.5, "widht"), "MLPConfig has the integers .*; did you mean 'width'"),
         ((MLPConfig(), 0.5, "name"), "grow='name'; MLPConfig has the integers width, depth"),
         ((MLPConfig(), 0.5, ()), r"grow=\(\); it takes one field, or several different ones"),
