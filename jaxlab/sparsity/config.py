@@ -1,4 +1,4 @@
-"""The sparsity of a run as a config: how many weights, which, and how that changes."""
+"""The sparsity of a training as a config: how many weights to keep, which, and when they change."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ State = TypeVar("State")
 
 
 class Settings(Protocol):
-    """What a training's config tells; `jaxlab.train.TrainConfig` is one."""
+    """The fields needed of a training config; `jaxlab.train.TrainConfig` has them."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all."""
+        """Total number of optimizer steps."""
         ...
 
     @property
@@ -40,11 +40,11 @@ class Settings(Protocol):
 
 
 class Planned(Protocol):
-    """A training before it runs; `jaxlab.train.Setup` is one."""
+    """The fields needed of a planned training; `jaxlab.train.Setup` has them."""
 
     @property
     def view(self) -> View:
-        """The model, in shapes."""
+        """The abstract model."""
         ...
 
     @property
@@ -64,46 +64,46 @@ class Planned(Protocol):
 
 
 Method = Literal["random", "magnitude", "snip", "synflow", "n_m", "gradual", "set", "rigl"]
-"""How the kept weights are chosen; see `SparsityConfig`."""
+"""How the weights to keep are chosen; see `SparsityConfig`."""
 
 FirstWeights = Literal["rescale", "he", "uniform", "keep"]
-"""How kept weights begin; see `SparsityConfig`."""
+"""How kept weights are initialised; see `SparsityConfig`."""
 
-# These score all kernels together: how much each keeps comes out.
+# These rank all kernels together, which determines how many weights each keeps.
 _GLOBAL = ("snip", "synflow")
 
 
 @dataclasses.dataclass(frozen=True)
 class SparsityConfig:
-    """How a model is sparse while it trains.
+    """The sparsity of a model during training.
 
     Attributes:
-      method: static masks, found before the first step: `random`; `magnitude`, `snip` and
-        `synflow`, of the model's first weights (see `masks`); `n_m`, the largest n of every m.
-        Masks that change: `gradual` prunes by magnitude from `begin_step` to `end_step`
-        (see `Gradual`);
-        `set` and `rigl` begin at random, drop and grow until `end_step` (see `Regrow`).
-      density: share of the weights that is kept, in (0, 1]; 1 is dense. None with a total, and
+      method: static masks, computed before the first step: `random`; `magnitude`, `snip` and
+        `synflow`, from the model's initial weights (see `masks`); `n_m`, the largest n of every m.
+        Masks that change: `gradual` prunes by magnitude from `begin_step` to `end_step` (see
+        `Gradual`); `set` and `rigl` start at random, then drop and regrow until `end_step` (see
+        `Regrow`).
+      density: fraction of the weights to keep, in (0, 1]; 1 is dense. None if there is a total, and
         with `n_m`.
-      total: their number in all kernels, in place of the density.
-      rule: how they are shared out over the kernels: `erk`, `er`, `uniform`, `level`; see
-        `densities`. `snip` and `synflow` score all kernels together, and have no rule.
-      params: patterns of the parameters that are pruned; see `prunable`.
-      own_params, own_densities: patterns of kernels, and the density of each; 1 leaves them dense.
+      total: number of weights to keep in all kernels, instead of the density.
+      rule: how they are distributed over the kernels: `erk`, `er`, `uniform`, `level`; see
+        `densities`. `snip` and `synflow` rank all kernels together and have no rule.
+      params: patterns of the parameters to prune; see `prunable`.
+      own_params, own_densities: patterns of kernels and their own densities; 1 leaves them dense.
       allow_empty_units: accept kernels that keep fewer weights than they have outputs.
-      init: first weights under static masks: `rescale` divides the model's own by the root of the
-        density; `he` draws them anew with `sqrt(2 / kept fan-in)`, `uniform` within
-        `1 / sqrt(kept fan-in)`; `keep` only masks them, as trained ones want.
-      seed: from which masks and weights are drawn; None: the training's seed.
-      n, m: of `n_m`.
-      rounds: of `synflow`.
-      drop: fraction of the kept weights that `set` and `rigl` move at first.
-      begin_step: step at which `gradual` begins.
-      end_step: step at which masks are final; None: three quarters of the run, in whole changes.
+      init: initial weights under static masks: `rescale` divides those of the model by the square
+        root of the density; `he` draws new ones with `sqrt(2 / kept fan-in)`, `uniform` within
+        `1 / sqrt(kept fan-in)`; `keep` only masks them, for trained models.
+      seed: the seed of masks and weights; None: the training's seed.
+      n, m: the numbers of `n_m`.
+      rounds: the number of rounds of `synflow`.
+      drop: initial fraction of the kept weights that `set` and `rigl` move.
+      begin_step: the step at which `gradual` begins.
+      end_step: the step at which masks are final; None: after three quarters of the run.
       every: steps between two changes.
 
     Raises:
-      UsageError: a value out of its range, or ones that do not fit each other.
+      UsageError: a value out of range, or inconsistent values.
     """
 
     method: Method = "random"
@@ -136,34 +136,34 @@ class SparsityConfig:
             )
         if self.method != "n_m" and len(given) != 1:
             raise UsageError(
-                f"sparsity fields density={self.density} and total={self.total}; give one of both"
+                f"sparsity fields density={self.density} and total={self.total}; give exactly one"
             )
         if self.method == "n_m" and self.n > self.m:
             raise _refused(self, "n", f"1 to m={self.m}")
         if self.density is not None and not 0 < self.density <= 1:
-            raise _refused(self, "density", "a share of the weights above 0, up to 1 (dense)")
+            raise _refused(self, "density", "a fraction of the weights above 0, up to 1 (dense)")
         if len(self.own_params) != len(self.own_densities):
             raise UsageError(
                 f"sparsity fields own_params={self.own_params} and own_densities="
-                f"{self.own_densities}; they take as many values each"
+                f"{self.own_densities}; they take the same number of values"
             )
         if self.method in _GLOBAL and any(d != 1 for d in self.own_densities):
             raise UsageError(
-                f"sparsity field own_densities={self.own_densities}; {self.method} scores all "
-                "kernels together and takes 1 alone, of kernels that stay dense"
+                f"sparsity field own_densities={self.own_densities}; {self.method} ranks all "
+                "kernels together and takes only 1, for kernels that stay dense"
             )
         least = {"seed": 0, "begin_step": 0}
         for field in ("total", "seed", "n", "m", "rounds", "begin_step", "end_step", "every"):
             value = getattr(self, field)
             if value is not None and value < least.get(field, 1):
-                raise _refused(self, field, f"a whole number of {least.get(field, 1)} or more")
+                raise _refused(self, field, f"an integer of {least.get(field, 1)} or more")
         if not 0 < self.drop < 1:
             raise _refused(self, "drop", "a fraction above 0 and below 1")
 
     def counts(self, params: Mapping[str, Any]) -> dict[str, int]:
-        """How many weights each prunable kernel of `params` (arrays or shapes) keeps in the end.
+        """Returns how many weights each prunable kernel of `params` keeps in the end.
 
-        Of `snip` and `synflow` the sum counts: what each kernel keeps comes out of the scores.
+        For `snip` and `synflow` only the sum is meaningful: scores determine the number per kernel.
 
         Raises:
           UsageError: as `densities`; with `n_m`, a kernel that m does not divide.
@@ -185,14 +185,14 @@ class SparsityConfig:
         )
 
     def change(self, steps: int, seed: int = 0) -> MaskChange | None:
-        """How the masks change in a training of `steps` steps; None where they stay.
+        """Returns how the masks change in a training of `steps` steps; None if they do not.
 
         Args:
           steps: optimizer steps of the training.
-          seed: from which `set` draws, where the config has no seed of its own.
+          seed: the seed of `set`, unless the config has its own.
 
         Raises:
-          UsageError: steps that do not fit each other.
+          UsageError: inconsistent steps.
         """
         if self.method not in ("gradual", "set", "rigl"):
             return None
@@ -212,7 +212,7 @@ class SparsityConfig:
     def wrap(
         self, optimizer: optax.GradientTransformation, config: Settings
     ) -> optax.GradientTransformationExtraArgs:
-        """`optimizer` for sparse parameters; until `begin` its masks keep all weights."""
+        """Wraps `optimizer` for sparse parameters; until `begin`, its masks keep all weights."""
 
         def dense(params: Params) -> Masks:
             return {p: jnp.ones(params[p].shape, bool) for p in self._sparse_counts(params)}
@@ -222,7 +222,7 @@ class SparsityConfig:
     def begin(
         self, setup: Planned, state: State, first_batch: Callable[[], Batch], seed: int
     ) -> State:
-        """The first state of a sparse training; see `start_sparse`."""
+        """Returns the initial state of a sparse training; see `start_sparse`."""
         batch = first_batch() if self.method in _GLOBAL else None
         if batch is not None:
             masks = _masks(self, setup.view, state, setup.objective, batch, seed)
@@ -234,7 +234,7 @@ class SparsityConfig:
         """Checks that the masks of a restored state keep as many weights as the config does.
 
         Raises:
-          UsageError: they do not. Those of gradual pruning may keep any number.
+          UsageError: they do not; masks of gradual pruning may keep any number.
         """
         masks, params = masks_of(state.opt_state), state.params
         wanted = self._sparse_counts(params)
@@ -244,13 +244,13 @@ class SparsityConfig:
         for path in () if self.method == "gradual" else wanted:
             if counts[path] != wanted[path]:
                 raise UsageError(
-                    f"the checkpoint is of another sparsity: it keeps {counts[path]:,} weights of "
+                    f"the checkpoint has another sparsity: it keeps {counts[path]:,} weights of "
                     f"{path!r}, this config {wanted[path]:,}; use that run's config or another "
                     "workdir"
                 )
 
     def describe(self, params: Mapping[str, Any]) -> list[str]:
-        """A line that says how many weights are kept."""
+        """Returns a line that says how many weights are kept."""
         counts = self.counts(params)
         kept, size = sum(counts.values()), sum(params[path].size for path in counts)
         return [
@@ -259,14 +259,14 @@ class SparsityConfig:
         ]
 
     def seeds_step(self) -> bool:
-        """Whether the masks of a step are drawn from the training's seed: `set` without its own."""
+        """Returns whether steps draw masks from the training's seed: `set` without its own seed."""
         return self.method == "set" and self.seed is None
 
     def _seed(self, seed: Any) -> Any:
         return seed if self.seed is None else self.seed
 
     def _sparse_counts(self, params: Mapping[str, Any]) -> dict[str, int]:
-        # Without those that keep all: a run of density 1 is the run without sparsity, to the bit.
+        # Without kernels that keep all: a run with density 1 is the dense run bit for bit.
         return {path: n for path, n in self.counts(params).items() if n < params[path].size}
 
 
@@ -290,16 +290,16 @@ def make_masks(
     batch: Batch | None = None,
     seed: int | jax.Array = 0,
 ) -> Masks:
-    """The masks of a config for a model with its first parameters, where not all is kept.
+    """Makes the masks of a config for a model, for kernels that do not keep all weights.
 
     Args:
       config: see `SparsityConfig`.
       view: the model.
       objective, batch: for `snip`; `synflow` takes the shape of the batch's `inputs`.
-      seed: from which random masks are drawn, where the config has no seed of its own.
+      seed: the seed of random masks, unless the config has its own.
 
     Raises:
-      UsageError: as `densities` and the methods; an argument that a method needs is missing.
+      UsageError: as `densities` and the methods raise; a method's argument is missing.
     """
     params = view.params
     sparse = {p: n for p, n in config.counts(params).items() if n < params[p].size}
@@ -313,11 +313,11 @@ def make_masks(
         return methods.n_m(params, config.n, config.m, patterns=config.params)
     if config.method == "snip":
         if objective is None or batch is None:
-            raise UsageError("sparsity method snip scores weights on data; pass objective, batch")
+            raise UsageError("sparsity method snip needs the loss on data; pass objective, batch")
         return methods.snip(view, objective, batch, sparse)
     if config.method == "synflow":
         if batch is None or "inputs" not in batch:
-            raise UsageError("sparsity method synflow takes the shape of batch['inputs']; pass it")
+            raise UsageError("sparsity method synflow needs the shape of batch['inputs']; pass it")
         return methods.synflow(view, batch["inputs"], sparse, rounds=config.rounds)
     return methods.random(jax.random.key(config._seed(seed)), params, sparse)
 
@@ -332,28 +332,27 @@ def start_sparse(
     batch: Batch | None = None,
     seed: int = 0,
 ) -> State:
-    """The first state of a sparse training, from that of the dense model.
+    """Makes the initial state of a sparse training from that of the dense model.
 
-    Masks are found for the parameters of the state, which become sparse as `config.init` says; the
-    optimizer starts anew with them. Shardings stay as they are. The state that is passed in is
-    donated.
+    Masks are made for the parameters of the state, which become sparse as `config.init` says; the
+    optimizer is initialised with them. Shardings are preserved. The given state is donated.
 
     Args:
       config: see `SparsityConfig`.
       optimizer: `config.wrap(...)`, with which the state was made.
       view: the model; its arrays are not used.
-      state: of `init_state` or `StatePlan.init`.
+      state: from `init_state` or `StatePlan.init`.
       objective, batch: see `make_masks`.
-      seed: from which masks and weights are drawn, where the config has no seed of its own.
+      seed: the seed of masks and weights, unless the config has its own.
 
     Raises:
-      UsageError: as `make_masks`; an optimizer that holds no masks.
+      UsageError: as `make_masks` raises; the optimizer has no masks.
     """
     if not isinstance(state.opt_state, SparseState):
         raise UsageError(
-            "the optimizer of this state holds no masks; make the state with config.wrap(...)"
+            "the optimizer of this state has no masks; make the state with config.wrap(...)"
         )
-    # These compute in programs of their own, from arrays; the others within that of the start.
+    # These need concrete arrays; all other methods are computed in the program of the start.
     masks = None
     if config.method in _GLOBAL:
         masks = _masks(config, view, state, objective, batch, seed)
@@ -369,13 +368,13 @@ def _masks(
     batch: Batch | None,
     seed: int | jax.Array,
 ) -> Masks:
-    seen = dataclasses.replace(view.at(state.params), state=state.model_state)
-    return make_masks(config, seen, objective=objective, batch=batch, seed=seed)
+    view = dataclasses.replace(view.at(state.params), state=state.model_state)
+    return make_masks(config, view, objective=objective, batch=batch, seed=seed)
 
 
 @functools.lru_cache(maxsize=8)
 def _starter(config: SparsityConfig, setup: Planned) -> Any:
-    """The compiled start of a setup, which the trainings of all seeds share."""
+    """Returns the compiled start of a setup, which trainings with all seeds share."""
     return _jitted_start(config, setup.optimizer, setup.view, setup.plan.shardings)
 
 

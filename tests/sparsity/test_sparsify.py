@@ -412,7 +412,7 @@ def test_snip_and_synflow_find_masks_on_the_first_batch(toy, one):
     wanted = sparsity.masks.synflow(view, batch["inputs"], 0.25, rounds=3)
     for path, mask in state.opt_state.masks.items():
         np.testing.assert_array_equal(mask, wanted[path])
-    with pytest.raises(UsageError, match="synflow takes the shape of batch"):
+    with pytest.raises(UsageError, match="synflow needs the shape of batch"):
         start(toy, one, sparsity.SparsityConfig("synflow", 0.25))
 
 
@@ -432,17 +432,17 @@ def test_a_description_counts_the_kept_weights(toy):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"density": 0.0}, "field density=0.0; it takes a share of the weights above 0"),
+        ({"density": 0.0}, "field density=0.0; it takes a fraction of the weights above 0"),
         ({"density": 1.1}, "field density=1.1"),
-        ({"density": None}, "density=None and total=None; give one of both"),
-        ({"total": 5}, "density=0.1 and total=5; give one of both"),
+        ({"density": None}, "density=None and total=None; give exactly one"),
+        ({"total": 5}, "density=0.1 and total=5; give exactly one"),
         ({"method": "rigel"}, "field method='rigel'; .* did you mean 'rigl'"),
         ({"method": "n_m"}, "n_m keeps n=2 of m=4; set density and total to none"),
         ({"method": "n_m", "density": None, "n": 5}, "field n=5; it takes 1 to m=4"),
-        ({"method": "snip", "own_params": ("a",), "own_densities": (0.5,)}, "takes 1 alone"),
-        ({"own_params": ("a",)}, "they take as many values each"),
+        ({"method": "snip", "own_params": ("a",), "own_densities": (0.5,)}, "takes only 1"),
+        ({"own_params": ("a",)}, "they take the same number"),
         ({"drop": 0.0}, "field drop=0.0"),
-        ({"every": 0}, "field every=0; it takes a whole number of 1 or more"),
+        ({"every": 0}, "field every=0; it takes an integer of 1 or more"),
     ],
 )
 def test_fields_of_a_config_are_checked(fields, words):
@@ -477,5 +477,5 @@ def test_pruning_that_ends_behind_the_run_is_refused():
 
 def test_a_state_without_masks_cannot_begin_sparse(toy, one):
     view, state, _ = toy.make_state(one, optax.sgd(1.0))
-    with pytest.raises(UsageError, match="the optimizer of this state holds no masks"):
+    with pytest.raises(UsageError, match="the optimizer of this state has no masks"):
         sparsity.start_sparse(sparsity.SparsityConfig(), optax.sgd(1.0), view, state)
