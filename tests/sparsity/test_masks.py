@@ -265,7 +265,7 @@ def test_a_flow_beyond_the_dtype_of_the_model_is_refused():
     model = view.model()
     for layer in model.layers:
         layer.dtype = jnp.float16
-    with pytest.raises(UsageError, match="the synaptic flow is (inf|nan): the model computes in"):
+    with pytest.raises(UsageError, match="the synaptic flow is (inf|nan): the dtype of the"):
         masks.synflow(View.of(model), jnp.zeros((1, 8)), 0.5, rounds=1)
 
 
@@ -347,7 +347,7 @@ def test_a_report_counts_weights_and_units_without_them():
         ),
         (lambda: masks.magnitude(PARAMS, {"up/kernel": 0}), "should keep 0; .* from 1 to 240"),
         (lambda: masks.magnitude(PARAMS, {"up/kernel": 241}), "should keep 241"),
-        (lambda: masks.magnitude(PARAMS, 1.2), "density=1.2; it takes a share"),
+        (lambda: masks.magnitude(PARAMS, 1.2), "density=1.2; it takes a fraction"),
         (lambda: masks.magnitude(PARAMS, 0.5, "layer"), "scope='layer'; it takes 'local' or"),
         (lambda: masks.n_m(PARAMS, 2, 8), "'down/kernel' has 20 weights along axis -2, which m=8"),
         (lambda: masks.n_m(PARAMS, 5, 4), "n=5 of m=4"),
