@@ -17,12 +17,31 @@ from jaxlab.core import Batch, Masks, Objective, Params, UsageError, View, apply
 from jaxlab.sparsity import masks as methods
 from jaxlab.sparsity.densities import Rule, densities
 from jaxlab.sparsity.kernels import prunable
-from jaxlab.sparsity.pruning import Gradual, MaskChange, Regrow
-from jaxlab.sparsity.sparse_init import rescale, sparse_init
+from jaxlab.sparsity.pruning import Gradual, Growth, MaskChange, Regrow
+from jaxlab.sparsity.sparse_init import Distribution, rescale, sparse_init
 from jaxlab.sparsity.sparsify import SparseState, masks_of, sparsify
 
-State = TypeVar("State")
-"""A training state: a dataclass with `params`, `opt_state` and `model_state`."""
+
+class Trainable(Protocol):
+    """A training state, a dataclass; `jaxlab.train.TrainState` is one."""
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        ...
+
+    @property
+    def opt_state(self) -> Any:
+        """The state of the wrapped optimizer."""
+        ...
+
+    @property
+    def model_state(self) -> dict[str, Any]:
+        """The model's other variables."""
+        ...
+
+
+State = TypeVar("State", bound=Trainable)
 
 
 class Settings(Protocol):
@@ -61,6 +80,8 @@ class Planned(Protocol):
     def plan(self) -> Any:
         """The plan of its state, with `shardings`."""
         ...
+
+    def __hash__(self) -> int: ...
 
 
 Method = Literal["random", "magnitude", "snip", "synflow", "n_m", "gradual", "set", "rigl"]
@@ -198,7 +219,7 @@ class SparsityConfig:
             return None
         end = 3 * steps // 4 if self.end_step is None else self.end_step
         if self.method != "gradual":
-            by = "random" if self.method == "set" else "gradient"
+            by: Growth = "random" if self.method == "set" else "gradient"
             return Regrow(by, end, self.drop, self.every, self._seed(seed))
         if self.end_step is None:
             end = self.begin_step + (end - self.begin_step) // self.every * self.every
@@ -397,7 +418,7 @@ def _first_params(
         return rescale(params, masks)
     if config.init == "keep":
         return apply_masks(params, masks)
-    distribution = "normal" if config.init == "he" else "uniform"
+    distribution: Distribution = "normal" if config.init == "he" else "uniform"
     key = jax.random.key(config._seed(seed))
     return sparse_init(key, params, masks, distribution)
 

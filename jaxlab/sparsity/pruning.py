@@ -15,6 +15,9 @@ from jaxlab.core import Masks, Params, UsageError, named
 from jaxlab.sparsity.densities import require_counts
 from jaxlab.sparsity.selection import keep_largest
 
+Growth = Literal["random", "gradient"]
+"""By what weights grow."""
+
 
 class MaskChange(Protocol):
     """When and how masks change; both methods run inside the training step."""
@@ -113,7 +116,7 @@ class Regrow:
       UsageError: a value out of range.
     """
 
-    by: Literal["random", "gradient"]
+    by: Growth
     end: int
     drop: float = 0.3
     every: int = 100

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxlab.core import Masks, Params, UsageError, apply_masks, named
 from jaxlab.sparsity.kernels import num_inputs
 
+Distribution = Literal["normal", "uniform"]
+"""Of first weights."""
+
 
 def rescale(params: Params, masks: Masks) -> Params:
     """Masks parameters and divides kept weights by the square root of their kernel's density.
@@ -35,7 +38,7 @@ def sparse_init(
     key: jax.Array,
     params: Params,
     masks: Masks,
-    distribution: Literal["normal", "uniform"] = "normal",
+    distribution: Distribution = "normal",
 ) -> Params:
     """Draws new kept weights for masked kernels; the other parameters are unchanged.
 

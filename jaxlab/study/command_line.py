@@ -66,7 +66,9 @@ from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
 USAGE, DIVERGED, NOT_WRITTEN, CTRL_C = 2, 3, 5, 130
 
-FLAGS = (
+Flag = tuple[Callable[..., Any], str, Any, str]
+
+FLAGS: tuple[Flag, ...] = (
     (
         flags.DEFINE_string,
         "config",
@@ -130,7 +132,7 @@ FLAGS = (
 )
 """Every experiment's flags: how absl defines them, name, default, help."""
 
-SAMPLE = (
+SAMPLE: Flag = (
     flags.DEFINE_string,
     "sample",
     None,
@@ -140,7 +142,7 @@ SAMPLE = (
 SampleFlag = int | float | tuple[str, ...]
 """The value of a flag of `sample`."""
 
-SAMPLE_FLAGS = {
+SAMPLE_FLAGS: dict[type, tuple[Callable[..., Any], str]] = {
     int: (flags.DEFINE_integer, "For --sample."),
     float: (flags.DEFINE_float, "For --sample."),
     tuple: (
@@ -150,7 +152,7 @@ SAMPLE_FLAGS = {
 }
 """How a flag of `sample` is defined, by the type of its default."""
 
-NO_DEFAULT = (None, False, [])  # not worth a word in --help
+NO_DEFAULT: tuple[Any, ...] = (None, False, [])  # not worth a word in --help
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +273,7 @@ class Command:
             self._act(found, assignments)
 
     def _act(self, found: flags.FlagValues, assignments: dict[str, str]) -> None:
-        if self._samples(found):
+        if self._sample is not None and found.sample is not None:
             values = {name: _sample_value(getattr(found, name)) for name in self._sample_flags}
             self._sample(Record.open(self._workdir(found)), found.sample, **values)
             return
@@ -318,9 +320,9 @@ class Command:
         for define, name, default, words in table:
             define(name, default, words, flag_values=found)
         flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=found)
-        for name, default in self._sample_flags.items():
-            define, words = SAMPLE_FLAGS[type(default)]
-            define(name, default, words, flag_values=found)
+        for name, value in self._sample_flags.items():
+            define, words = SAMPLE_FLAGS[type(value)]
+            define(name, value, words, flag_values=found)
         return found
 
     def _workdir(self, found: flags.FlagValues) -> str:
@@ -348,10 +350,10 @@ class Command:
                     "--devices off"
                 )
             return
-        planned_for = contextlib.nullcontext()
-        if pod is not None:
-            planned_for = use_devices(pod.devices, pod.platform)
-        with planned_for, use_dry_run():
+        with contextlib.ExitStack() as planned_for:
+            if pod is not None:
+                planned_for.enter_context(use_devices(pod.devices, pod.platform))
+            planned_for.enter_context(use_dry_run())
             print("", *describe(self._trainings(config), pod), sep="\n")
 
     def _help(self, found: flags.FlagValues) -> str:

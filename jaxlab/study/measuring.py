@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -178,7 +179,7 @@ def _measure_one(training: Training, record: Record, wanted: Measurements, setti
         if name not in values:
             values[name] = function(view)
             content = {"settings": to_dict(settings), "values": values}
-            on_main_process(lambda content=content: replace_json(path, content))
+            on_main_process(functools.partial(replace_json, path, content))
 
 
 def _row(

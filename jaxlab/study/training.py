@@ -18,6 +18,7 @@ from flax import nnx
 
 from jaxlab.core import (
     Objective,
+    Params,
     UsageError,
     View,
     all_devices,
@@ -99,7 +100,7 @@ class Training:
         return {name: to_dict(section) for name, section in sections.items()}
 
     @property
-    def params(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+    def params(self) -> Params:
         """The shapes of the model's parameters, by path."""
         return self.setup.view.params
 
