@@ -1,6 +1,6 @@
 """Configs of `experiments/block_recurrent.py`: the Block-Recurrent Transformer, arXiv 2203.07852.
 
-Costs are of two cores of a shared x86-64 machine, with compilation.
+Costs were measured on two cores of a shared x86-64 machine and include compilation.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from jaxlab.train import OptimizerConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which text is read, and how.
+    """The text to read, and how.
 
     Attributes:
       source: `stdlib`, `text:/path/to/folder`, `repositories:/path/to/folder:*.py,*.c`,
         `tex:/path/to/folder` or `tfds:pg19/train`; see `jaxlab.data.open_source`.
       data_dir: the folder of the tensorflow_datasets data sets.
-      held_out: a source of its own for evaluation; None holds out whole documents of `source`.
-      held_out_rate: the part of them that is held out.
+      held_out: a separate source for evaluation; None holds out whole documents of `source`.
+      held_out_rate: the fraction of documents to hold out.
       tokenizer: `bytes` or `sentencepiece:/path/to.model`.
-      segment_length: tokens of a row in one step, a multiple of the model's window.
-      eval_tokens: of each held-out document, so many first tokens are evaluated; None: all.
+      segment_length: tokens per row and step, a multiple of the model's window.
+      eval_tokens: evaluate only this many tokens at the start of each held-out document; None: all.
     """
 
     source: str = "stdlib"
@@ -42,7 +42,7 @@ class DataConfig:
     eval_tokens: int | None = 32_768
 
     def open(self) -> tuple[Source, Source]:
-        """The training and the held-out documents."""
+        """Opens the training and the held-out documents."""
         source = open_source(self.source, data_dir=self.data_dir)
         if self.held_out is None:
             return split(source, self.held_out_rate)
@@ -51,22 +51,22 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The study: language models of one cost on one text, and the recall task.
+    """The study: language models of equal cost on the same text, and the recall task.
 
     Attributes:
-      model: the block-recurrent model; or any model with a window, if it is trained alone.
-      baseline_layers: layers that the sliding-window model has more, in place of recurrence; 1 is
-        the paper's like-for-like (table 1: Rec:fixed:skip against Slide:13L). None: no such model.
-      include_xl: whether a Transformer-XL is trained too: the sliding-window model on segments of
-        one window and so many more rows, as many tokens a step. Its rows are other ones.
-      num_seeds: trainings of each model, with `train.seed` and the numbers after it.
-      data, train: for all models; those of one seed see the same text in the same order.
-      include_recall: whether the recall task is part of the run.
+      model: the block-recurrent model, or any model with a window if it is trained alone.
+      baseline_layers: extra layers of the sliding-window model, instead of recurrence; 1 is the
+        paper's comparison at equal cost (table 1: Rec:fixed:skip and Slide:13L). None: no baseline.
+      include_xl: also train a Transformer-XL: the sliding-window model on segments of one window,
+        with as many more rows for the same number of tokens per step. It reads other rows.
+      num_seeds: number of trainings per model, with `train.seed` and the following seeds.
+      data, train: settings for all models; with the same seed they see the same text in order.
+      include_recall: whether the run includes the recall task.
       recall: see `configs/recall.py`.
-      sample: see there.
+      sample: see `jaxlab.study.SampleConfig`.
 
     Raises:
-      UsageError: parts that do not fit each other.
+      UsageError: inconsistent fields.
     """
 
     model: TransformerLMConfig = TransformerLMConfig()
@@ -104,10 +104,10 @@ class Config:
             raise UsageError(f"num_seeds={self.num_seeds}; expected 1 or more")
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which the model's vocabulary must hold.
+        """Opens the tokenizer.
 
         Raises:
-          UsageError: a tokenizer that cannot be opened, or that has more ids than the model.
+          UsageError: it cannot be opened, or has more ids than the model.
         """
         tokenizer = open_tokenizer(self.data.tokenizer)
         if tokenizer.vocab_size > self.model.vocab_size:
@@ -121,10 +121,10 @@ class Config:
 
 def tiny() -> Config:
     """Both models on the standard library's source, and recall: about 20 minutes on two cores."""
-    # Width, heads and S = W keep the paper's proportions at an eighth of its width; the recurrent
-    # layer is the third of four, where the paper's is the tenth of twelve. Adafactor is the paper's
-    # optimizer; its rate and momentum, and GEGLU (the paper: ReLU), were chosen by the training
-    # loss of short runs of the block-recurrent model. The windowed one was not tuned on its own.
+    # Width, heads and S = W have the paper's proportions at an eighth of its width; the recurrent
+    # layer is the third of four, the paper's the tenth of twelve. Adafactor is the paper's
+    # optimizer; its rate and momentum, and GEGLU (ReLU in the paper), were chosen by the training
+    # loss of short runs of the block-recurrent model. The windowed model was not tuned separately.
     return Config(
         model=TransformerLMConfig(
             vocab_size=260,
@@ -156,7 +156,7 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """A short cut of tiny with one seed of recall, for `make demo`: about four minutes."""
+    """A shorter tiny with one seed of recall, for `make demo`: about four minutes."""
     base = tiny()
     return dataclasses.replace(
         base,
@@ -178,7 +178,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-    """A few steps of everything, to see that it runs: under a minute. No claim is to hold."""
+    """A few steps of everything, to test that it runs: under a minute. Claims need not hold."""
     base = demo()
     return dataclasses.replace(
         base,
@@ -212,9 +212,9 @@ def paper() -> Config:
     """The paper's Rec:fixed:skip on PG-19 bytes, 12 layers, for a pod of 32 chips."""
     # Sizes, optimizer and schedule are those of the authors' configs (medium_150M, bias_skip):
     # Adafactor with a rate of 1 / sqrt(max(step, 1000)), so head scales start at 1. 131,072 tokens
-    # a step for 500,000 steps: 65.5 billion bytes, about six times through the books. Dropout of
-    # 0.05 is on the residual path and on the window's weights, none on what the state reads or
-    # what is read of it. To expect: 0.952 bits per byte.
+    # per step for 500,000 steps are 65.5 billion bytes, about six epochs. Dropout of 0.05 applies
+    # to the residual path and the attention weights of the window, not to attention from or to the
+    # state. Expect 0.952 bits per byte.
     return Config(
         model=block_recurrent_config("rec_fixed_skip", vocab_size=260),
         data=DataConfig(
@@ -266,14 +266,14 @@ def table(row: str, size: str) -> Config:
 
 
 def named_row(row: str, size: str) -> Callable[[], Config]:
-    """`table(row, size)` as a variant with words of its own."""
+    """Returns `table(row, size)` as a variant with its own docstring."""
     make = functools.partial(table, row, size)
     make.__doc__ = f"Row {row} of the paper's table 1 at {size}, alone, for a pod of 32 chips."
     return make
 
 
 VARIANTS = {"smoke": smoke, "tiny": tiny, "demo": demo, "compare": compare, "paper": paper}
-# The rows of the table by name, at the paper's 150 million parameters and at its other sizes.
+# The rows of the paper's table by name, at 150 million parameters and at its other sizes.
 VARIANTS |= {row: named_row(row, "150m") for row in ROWS}
 VARIANTS |= {f"{row}_{size}": named_row(row, size) for row in ROWS for size in SIZES}
 DEFAULT = "tiny"

@@ -1,6 +1,6 @@
-"""Configs of `experiments/recall.py`: does a recurrent state answer from beyond the window?
+"""Configs of `experiments/recall.py`: can a recurrent state answer from beyond the window?
 
-Costs are of two cores of a shared x86-64 machine, with compilation.
+Costs were measured on two cores of a shared x86-64 machine and include compilation.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class RecallConfig:
     Attributes:
       task: the sequences; a block is one window of the models.
       model: the block-recurrent model.
-      baseline_layers: how many layers more the sliding-window model has, in place of recurrence.
-      train: for both; every sequence is read at once, from its start.
-      num_seeds: trainings of each model, with seeds from `train.seed` on.
-      eval_sequences: fresh sequences of the evaluation.
+      baseline_layers: extra layers of the sliding-window model, instead of recurrence.
+      train: settings for both models; every sequence is read in one segment.
+      num_seeds: number of trainings per model, with seeds from `train.seed` on.
+      eval_sequences: number of fresh sequences for evaluation.
       eval_blocks: their length, a multiple of `task.num_blocks`: they are read in segments of
-        that many blocks, each with the carry of the one before, which training never showed.
+        that many blocks, each with the carry of the previous one, which training never does.
 
     Raises:
-      UsageError: parts that do not fit each other.
+      UsageError: inconsistent fields.
     """
 
     task: RecallTask = RecallTask(block=16)
@@ -43,7 +43,7 @@ class RecallConfig:
         if self.task.block != self.model.window:
             raise UsageError(
                 f"recall.task.block={self.task.block} differs from recall.model.window="
-                f"{self.model.window}; set both to one number"
+                f"{self.model.window}; set both to the same number"
             )
         if self.model.vocab_size < self.task.vocab_size:
             raise UsageError(
@@ -63,17 +63,17 @@ class RecallConfig:
 
 
 def windowed(model: TransformerLMConfig, more_layers: int) -> TransformerLMConfig:
-    """The sliding-window model: no recurrence, and `more_layers` more layers."""
+    """Returns the sliding-window model: no recurrence, and `more_layers` extra layers."""
     return dataclasses.replace(
         model, recurrent_layers=(), state_readers=(), depth=model.depth + more_layers
     )
 
 
 def tiny() -> RecallConfig:
-    """One pair to remember over six blocks, three seeds: three minutes of one core."""
-    # Solved in 300 to 700 steps. The LSTM gate: with the fixed one, which keeps about half of the
-    # state a block, the same model answers 0.95 right in block 10 and 0.13 in block 23, as it never
-    # had to keep one for so long.
+    """One pair to remember over six blocks, three seeds: three minutes on one core."""
+    # Solved in 300 to 700 steps. With the fixed gate instead of the LSTM gate, which keeps about
+    # half of the state per block, the accuracy is 0.95 in block 10 and 0.13 in block 23: training
+    # never needs so long a memory.
     return RecallConfig(
         task=RecallTask(block=16, num_blocks=6),
         model=TransformerLMConfig(
@@ -101,12 +101,12 @@ def tiny() -> RecallConfig:
 
 
 def demo() -> RecallConfig:
-    """Tiny with one seed: a minute of one core."""
+    """Tiny with one seed: a minute on one core."""
     return dataclasses.replace(tiny(), num_seeds=1)
 
 
 def smoke() -> RecallConfig:
-    """A few steps, to see that it runs: seconds. No claim is to hold."""
+    """A few steps, to test that it runs: seconds. Claims need not hold."""
     base = tiny()
     return dataclasses.replace(
         base,
@@ -119,8 +119,8 @@ def smoke() -> RecallConfig:
 
 
 def paper() -> RecallConfig:
-    """Blocks of the paper's window of 512 tokens, for a model of its width: for accelerators."""
-    # The paper has no such task: this asks its question of its sizes (2203.07852, table 1).
+    """Blocks of 512 tokens, the paper's window, and a model of its width: for accelerators."""
+    # The paper has no such task; these are its sizes (2203.07852, table 1).
     model = block_recurrent_config("rec_fixed_skip", vocab_size=41)
     return dataclasses.replace(
         tiny(),

@@ -1,8 +1,8 @@
 """Configs of `experiments/sparsity_robustness.py`: sparsity and robustness, arXiv 2206.10915.
 
-The paper's abstract alone is public in words; nets, densities, budgets and seeds of its runs are
-not, so `paper` is the usual CIFAR-10 setting. Costs are of an x86-64 machine with AVX-512, with
-compilation; where none is told, none was measured.
+Only the abstract of the paper is public, not its networks, densities, budgets and seeds, so `paper`
+is the usual CIFAR-10 setting. Costs were measured on an x86-64 machine with AVX-512 and include
+compilation; variants without a cost were not measured.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from jaxlab.train import OptimizerConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images are trained and tested on.
+    """The images to train and test on.
 
     Attributes:
       train, test: such as `digits/train`, `tfds:mnist/test`, `images:FOLDER`; see
         `jaxlab.data.open_images`.
       data_dir: the folder of the tensorflow_datasets data sets.
-      train_images, test_images: so many first ones; None: all.
-      augment: crops padded by 4 pixels, and flips.
-      normalise: whether models take off the mean of each channel and divide by its deviation.
-      image_shape, num_classes: of the images, so that a run is planned without them; None: ask
-        them. A run refuses images of others.
+      train_images, test_images: use only this many images from the start; None: all.
+      augment: random crops with 4 pixels of padding, and flips.
+      normalise: whether models standardise each channel.
+      image_shape, num_classes: of the images, to plan a run without reading them; None: read them.
+        A run refuses other images.
 
     Raises:
-      UsageError: one of both without the other.
+      UsageError: only one of `image_shape` and `num_classes` is given.
     """
 
     train: str = "digits/train"
@@ -51,12 +51,12 @@ class DataConfig:
     def __post_init__(self):
         if (self.image_shape is None) != (self.num_classes is None):
             raise UsageError(
-                f"image_shape={self.image_shape} and num_classes={self.num_classes}; give both, or "
-                "none"
+                f"image_shape={self.image_shape} and num_classes={self.num_classes}; give both or "
+                "neither"
             )
 
     def blank(self) -> ImageSet | None:
-        """Two images of the shape and classes that are told, to plan by; None where none are."""
+        """Returns two images of the given shape and classes to plan with; None if not given."""
         if self.image_shape is None:
             return None
         levels = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
@@ -64,48 +64,49 @@ class DataConfig:
         return ImageSet(images, [0, 0], num_classes=self.num_classes, name=f"like {self.train}")
 
     def open(self) -> tuple[ImageSet, ImageSet]:
-        """Training and test images.
+        """Opens the training and test images.
 
         Raises:
-          UsageError: images that cannot be opened, or of another shape or number of classes than
-            told.
+          UsageError: images cannot be opened, or differ from `image_shape` and `num_classes`.
         """
-        found = []
+        sets = []
         for spec, count in ((self.train, self.train_images), (self.test, self.test_images)):
             images = open_images(spec, data_dir=self.data_dir)
-            told = self.image_shape, self.num_classes
-            seen = images.image_shape, images.num_classes
-            if self.image_shape is not None and told != seen:
+            expected = self.image_shape, self.num_classes
+            actual = images.image_shape, images.num_classes
+            if self.image_shape is not None and expected != actual:
                 raise UsageError(
-                    f"{spec!r} has images of {seen[0]} in {seen[1]} classes; image_shape and "
-                    f"num_classes say {told[0]} and {told[1]}: set them to those, or to none"
+                    f"{spec!r} has images of {actual[0]} in {actual[1]} classes; image_shape and "
+                    f"num_classes are {expected[0]} and {expected[1]}: change them, or set none"
                 )
-            found.append(images if count is None else images.first(min(count, len(images))))
-        return found[0], found[1]
+            sets.append(images if count is None else images.first(min(count, len(images))))
+        return sets[0], sets[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The study: one dense net, and sparse ones of its capacity or of less.
+    """The study: one dense network, and sparse networks with the same or less capacity.
 
     Attributes:
-      classifier: a name of `models.CLASSIFIERS`.
-      width, depth: of the dense net, whose number of weights is the capacity.
-      densities: of the sparse nets of this capacity; their widths follow.
-      rules: how their weights are shared out over the layers, see `sparsity.densities`.
-      falling_width: width of a net that keeps its size and loses capacity; None: no such nets.
-      falling_densities: of those nets, beside the dense one.
-      depths: of nets of `depth_width` with the capacity of the dense net; empty: none.
-      depth_width: see there.
-      with_skips: whether they are trained with layer norm and skip connections too (`mlp`).
-      num_seeds: trainings of each net, with `train.seed` and the numbers after it.
-      claimed: density up to which sparse nets are said to keep what the dense one can; the nearest
-        of `densities` is judged.
-      margin: accuracy within which nets count as equal, in [0, 1].
-      data, stress, train: for all nets.
+      classifier: a name in `models.CLASSIFIERS`.
+      width, depth: of the dense network, whose number of weights is the capacity.
+      densities: densities of the sparse networks with this capacity, which determine their widths.
+      rules: how their weights are distributed over the layers, see `sparsity.densities`.
+      falling_width: width of a network that keeps its size and loses capacity; None: no such
+        networks.
+      falling_densities: densities of those networks, besides 1.
+      depths: depths of networks with `depth_width` and the capacity of the dense network; may be
+        empty.
+      depth_width: width of the networks of `depths`.
+      with_skips: also train those networks with layer norm and skip connections (only `mlp`).
+      num_seeds: number of trainings per network, with `train.seed` and the following seeds.
+      claimed: the density down to which sparse networks are claimed to match the dense one; the
+        nearest of `densities` is judged.
+      margin: difference in accuracy that counts as equal, in [0, 1].
+      data, stress, train: settings for all networks.
 
     Raises:
-      UsageError: parts that do not fit each other.
+      UsageError: inconsistent fields.
     """
 
     classifier: str = "mlp"
@@ -129,19 +130,19 @@ class Config:
         for name in ("densities", "falling_densities"):
             for density in getattr(self, name):
                 if not 0 < density < 1:
-                    raise UsageError(f"{name} holds {density}; expected shares above 0, below 1")
+                    raise UsageError(f"{name} has {density}; expected densities between 0 and 1")
         if not self.densities or not self.rules:
-            raise UsageError("densities and rules are empty; the study needs one of each")
+            raise UsageError("densities or rules is empty; the study needs at least one of each")
         if self.with_skips and self.depths and self.classifier != "mlp":
             raise UsageError(
-                f"with_skips=True is for classifier='mlp', got {self.classifier!r}, whose norms "
-                "and skips are its own; set with_skips=False"
+                f"with_skips=True needs classifier='mlp', got {self.classifier!r}; set "
+                "with_skips=False"
             )
         if self.num_seeds < 1:
             raise UsageError(f"num_seeds={self.num_seeds}; expected 1 or more")
 
     def model(self, images: ImageSet, **changes: Any) -> Any:
-        """The config of a net for these images."""
+        """Returns the config of a network for these images."""
         mean, std = channel_statistics(images) if self.data.normalise else ((0.0,), (1.0,))
         return classifier_config(
             self.classifier,
@@ -154,9 +155,9 @@ class Config:
 
 
 def tiny() -> Config:
-    """Handwritten digits, 8 by 8, that come with the package: 14 minutes of one core."""
-    # The nets are those of `mnist`, on inputs of 8 by 8: a dense net of 32 by 32 units has 3,392
-    # weights; at density 0.01 its capacity is spread over a net about 17 times as wide.
+    """Handwritten digits, 8 by 8, without a download: 14 minutes on one core."""
+    # The networks of `mnist` with inputs of 8 by 8: the dense one with 32 by 32 units has 3,392
+    # weights; at density 0.01 a network with its capacity is about 17 times as wide.
     return Config(
         data=DataConfig(),
         train=TrainConfig(
@@ -171,8 +172,9 @@ def tiny() -> Config:
 
 
 def mnist() -> Config:
-    """MNIST from a prepared tensorflow_datasets set: 18 minutes of one core."""
-    # 26,432 weights in a dense net of 32 by 32 units; the densities give widths near 64 to 1,024.
+    """MNIST from a prepared tensorflow_datasets set: 18 minutes on one core."""
+    # A dense network of 32 by 32 units has 26,432 weights; the densities give widths of about 64
+    # to 1,024.
     return dataclasses.replace(
         tiny(),
         densities=(0.48, 0.22, 0.098, 0.039, 0.0145),
@@ -196,7 +198,7 @@ def mnist() -> Config:
 
 
 def cifar10() -> Config:
-    """CIFAR-10 with the small convolutional net, a few epochs."""
+    """CIFAR-10 with the small convolutional network, a few epochs."""
     return dataclasses.replace(
         tiny(),
         classifier="small_cnn",
@@ -239,7 +241,7 @@ def cifar10() -> Config:
 
 
 def smoke() -> Config:
-    """A few steps of everything, to see that it runs: under a minute. No claim is to hold."""
+    """A few steps of everything, to test that it runs: under a minute. Claims need not hold."""
     base = tiny()
     return dataclasses.replace(
         base,
@@ -259,8 +261,8 @@ def smoke() -> Config:
 
 def paper() -> Config:
     """ResNet-18 on CIFAR-10 with all nineteen corruptions, 200 epochs: for accelerators."""
-    # The recipe is the field's usual one for this net (about 95 percent when dense); see the
-    # docstring of this file for what is known of the paper's.
+    # The usual recipe for this network (about 95% accuracy when dense); the docstring of this file
+    # says what is known about the paper's.
     severe = tuple(
         f"{name}/{severity}"
         for name in corruptions.EVALUATED_NAMES

@@ -171,16 +171,16 @@ def test_sets_that_are_not_there_are_planned_for(monkeypatch):
 
 def test_images_of_another_shape_than_told_are_refused():
     config = DataConfig(image_shape=(28, 28, 1), num_classes=10)
-    with pytest.raises(UsageError, match=r"images of \(8, 8, 1\) in 10 classes.*say \(28, 28, 1\)"):
+    with pytest.raises(UsageError, match=r"images of \(8, 8, 1\) in 10 classes.*are \(28, 28, 1\)"):
         config.open()
-    with pytest.raises(UsageError, match="give both, or none"):
+    with pytest.raises(UsageError, match="give both or neither"):
         DataConfig(num_classes=10)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(densities=(0.5, 1.0)), "densities holds 1.0; expected shares"),
+        (lambda: Config(densities=(0.5, 1.0)), "densities has 1.0; expected densities"),
         (lambda: Config(densities=()), "densities and rules are empty"),
         (lambda: Config(classifier="small_cnn"), "with_skips=True is for classifier='mlp'"),
         (lambda: Config(num_seeds=0), "num_seeds=0"),
