@@ -181,8 +181,8 @@ def test_images_of_another_shape_than_told_are_refused():
     ("make", "message"),
     [
         (lambda: Config(densities=(0.5, 1.0)), "densities has 1.0; expected densities"),
-        (lambda: Config(densities=()), "densities and rules are empty"),
-        (lambda: Config(classifier="small_cnn"), "with_skips=True is for classifier='mlp'"),
+        (lambda: Config(densities=()), "densities or rules is empty"),
+        (lambda: Config(classifier="small_cnn"), "with_skips=True needs classifier='mlp'"),
         (lambda: Config(num_seeds=0), "num_seeds=0"),
         (lambda: Stress(corruptions=("contrast/6",)), "severity=6"),
         (lambda: Stress(corruptions=("contrast",)), "severity=0"),
