@@ -10,7 +10,7 @@ import pathlib
 import pytest
 from flax import nnx
 
-from configs import block_recurrent
+from configs import block_recurrent, recall
 from jaxlab.core import UsageError, View, from_dict, override, to_dict
 from jaxlab.models import ROWS, TransformerLM, block_recurrent_config
 from jaxlab.train import build_optimizer
@@ -50,7 +50,7 @@ def test_block_recurrent_models_have_shapes_and_like_cost(variant: str):
     config = block_recurrent.VARIANTS[variant]()
     assert config.tokenizer().vocab_size <= config.model.vocab_size
     for model in (config.model, config.recall.model):
-        slide = block_recurrent.windowed(model, config.baseline_layers)
+        slide = recall.windowed(model, config.baseline_layers)
         assert slide.slots() == ("attention",) * (model.depth + config.baseline_layers)
         ours, theirs = shapes(model).num_params, shapes(slide).num_params
         # The state vectors and their names are no matrices that tokens are multiplied by.
@@ -62,12 +62,12 @@ def test_only_what_trains_as_the_paper_drops_weights_of_attention():
     for variant, make in block_recurrent.VARIANTS.items():
         model = make().model
         assert model.attention_dropout == model.dropout_rate == (0 if variant in small else 0.05)
-        assert block_recurrent.windowed(model, 1).attention_dropout == model.attention_dropout
+        assert recall.windowed(model, 1).attention_dropout == model.attention_dropout
 
 
 def test_the_windowed_model_has_neither_a_state_nor_readers_of_one():
     config = override(block_recurrent.tiny(), {"model.state_readers": "(0,)"})
-    assert set(block_recurrent.windowed(config.model, 1).slots()) == {"attention"}
+    assert set(recall.windowed(config.model, 1).slots()) == {"attention"}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -90,7 +90,7 @@ def test_the_paper_variant_has_the_parameters_of_the_paper():
     model = block_recurrent.paper().model
     embedding = model.vocab_size * model.width
     # Counted on the authors' code: 160.46 M, and 163.61 M for 13 layers without recurrence.
-    slide = block_recurrent.windowed(model, 1)
+    slide = recall.windowed(model, 1)
     assert round((shapes(model).num_params - embedding) / 1e6, 2) == 160.46
     assert round((shapes(slide).num_params - embedding) / 1e6, 2) == 163.61
 
