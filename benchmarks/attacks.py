@@ -1,12 +1,13 @@
-"""Cost of an attack over that of the gradients it takes: one JSON object a line for each net.
+"""Cost of an attack divided by that of the gradients it takes: one JSON line per net.
 
     python -m benchmarks.attacks
     python -m benchmarks.attacks --net=cnn --batch=64
 
-`over_gradients` is the time of PGD of `--steps` steps in l-inf, checks and placing of the images
-included, over that of as many calls of a jitted gradient of the summed cross-entropy by the images;
-`predict_over_forward` the time of `evals.predict` over that of as many jitted forward passes.
-Float32, on one core. Times are process CPU seconds, the least of `--rounds`, taking turns.
+`over_gradients` is the time of PGD with `--steps` steps in l-inf, including checking and placing the
+images, divided by that of as many calls of a jitted gradient of the summed cross-entropy with
+respect to the images; `predict_over_forward` is the time of `evals.predict` divided by that of as
+many jitted forward passes. Float32, on one core. Times are process CPU seconds, the least of
+`--rounds`; the programs take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NETS = {"mlp": "mlp", "cnn": "small_cnn"}
 
 
 def main() -> None:
-    """Measures the nets; prints a line for each."""
+    """Measures each net and prints a line for it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--net", action="append", choices=sorted(NETS))
     parser.add_argument("--batch", type=positive, default=128)

@@ -1,11 +1,11 @@
-"""The whole corruption evaluation of one model over as many clean ones, as one JSON object.
+"""Cost of a full corruption evaluation relative to clean evaluations, as one JSON object.
 
     python -m benchmarks.corrupted_evaluation
 
-Accuracy of the small convolutional net on 19 corruptions at 5 severities, from sets that are kept
-on disk, over that of 95 evaluations of the clean images: `over_clean`, by the clock, the least of
-`--repeats`, both taking turns. `making_over_clean` is what the first evaluation costs, which makes
-the sets. Images are random colours, 32 by 32: the work does not depend on them.
+`over_clean` is the time of evaluating the small convolutional net on 19 corruptions at 5 severities,
+read from disk, divided by that of 95 evaluations of the clean images: wall time, the least of
+`--repeats`, taking turns. `making_over_clean` is the same for the first evaluation, which makes the
+sets. Images are random colours, 32 by 32: the work does not depend on them.
 """
 
 from __future__ import annotations

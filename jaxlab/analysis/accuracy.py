@@ -1,4 +1,4 @@
-"""Accuracy over examples, and how sure it is: alone, and of two models on the same examples."""
+"""Accuracy with its interval: of one model, and of two models on the same examples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Z = float(ndtri(0.975))
 
 
 def accuracy_interval(predictions: Predictions) -> Interval:
-    """Accuracy, and its 95% interval over examples by Wilson's score (1927).
+    """Accuracy and its 95% interval over examples by Wilson's score (1927).
 
-    It says how the accuracy would vary over other examples of the kind, not over other trainings,
-    draws or attacks; it stays within [0, 1] and has a width also at 0 and 1.
+    It tells how the accuracy would vary over other examples of the same kind, not over other
+    trainings, draws or attacks. It stays within [0, 1] and has a width even at 0 and 1.
 
     Raises:
       UsageError: no examples.
@@ -32,20 +32,20 @@ def accuracy_interval(predictions: Predictions) -> Interval:
     share = predictions.accuracy
     middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     margin = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
-    # At 0 and 1 the bounds are the shares themselves, up to rounding.
+    # At 0 and 1 one bound equals the share up to rounding.
     return Interval(
         share, min(share, max(0.0, middle - margin)), max(share, min(1.0, middle + margin))
     )
 
 
 def accuracy_difference(a: Predictions, b: Predictions) -> Interval:
-    """Accuracy of `a` less that of `b` on the same examples: above 0 where `a` is better.
+    """Accuracy of `a` minus that of `b` on the same examples: above 0 where `a` is better.
 
-    Only the examples that one of them alone gets right decide, of which there are far fewer than
-    two independent samples would have: `n_a` and `n_b` of n. The 95% interval is Wald's with half
+    Only the `n_a` and `n_b` of n examples that exactly one of them gets right matter, which makes
+    the interval far narrower than for two independent samples. The 95% interval is Wald's with half
     an example added to each cell of the two by two table (Agresti and Min, Statistics in Medicine
-    24, 2005), which covers well in small samples and has a width where `a` and `b` agree on all.
-    It is over examples, not over seeds of the training: see `mean_over_seeds`.
+    24, 2005). It covers well in small samples and has a width even where `a` and `b` agree
+    everywhere. It is over examples, not over training seeds: see `mean_over_seeds`.
 
     Raises:
       UsageError: predictions of no or of different examples.

@@ -24,10 +24,10 @@ class Interval(NamedTuple):
 
 
 def mean_over_seeds(values: Sequence[float]) -> Interval:
-    """The mean of one value a seed, and its 95% interval by Student's t.
+    """The mean of one value per seed, and its 95% interval by Student's t.
 
-    Of differences between two models that share a seed it says whether they would show for another
-    seed; with one seed the interval is without end.
+    For differences between two models that share seeds it tells whether other seeds would show them
+    too. With one seed the interval is infinite.
 
     Raises:
       UsageError: no values.
@@ -36,7 +36,7 @@ def mean_over_seeds(values: Sequence[float]) -> Interval:
     +0.2000 [-0.0484, +0.4484]
     """
     if not len(values):
-        raise UsageError("no values to average; give one a seed")
+        raise UsageError("no values to average; give one per seed")
     mean, n = float(np.mean(values)), len(values)
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
@@ -50,10 +50,10 @@ def bootstrap(
     """A statistic of all units, with its 95% percentile interval over bootstrap samples.
 
     Args:
-      statistic: takes the indices of the units that were drawn, int [num_units].
-      num_units: the number of units (documents, examples) that are drawn with replacement.
-      num_samples: the number of bootstrap samples.
-      seed: the seed of the samples.
+      statistic: takes the indices of the drawn units, int [num_units].
+      num_units: number of units (documents, examples), drawn with replacement.
+      num_samples: number of bootstrap samples.
+      seed: seed of the samples.
 
     >>> heights = np.array([1.0, 2.0, 3.0, 4.0])
     >>> bootstrap(lambda drawn: heights[drawn].mean(), 4, 1000, 0).value

@@ -1,8 +1,8 @@
-"""Adversarial images: the fast gradient sign, and projected gradient descent in two norms.
+"""Adversarial images: the fast gradient sign method, and projected gradient descent in two norms.
 
 An attack is made once, `attack = pgd(view, 8 / 255)`, and called as `attack(key, batch)`. All
-attacks on one view in one norm are one program: radius, steps, restarts and weights are numbers
-that it takes, so that curves over them compile once.
+attacks in one norm on models of one config are one program: radius, steps, restarts and weights are
+its inputs, so that curves over them compile once.
 """
 
 from __future__ import annotations
@@ -16,46 +16,47 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from flax import nnx
 
 from jaxlab.core import (
-    RULES,
     Batch,
-    Params,
     Predictions,
     Rules,
     UsageError,
     View,
+    as_view,
     constrain,
     num_processes,
     require_labels,
 )
 from jaxlab.data import unit_images
-from jaxlab.evals.classifier import (
-    Classifier,
+from jaxlab.evals.images import (
     Examples,
     error_log_odds,
     logits_of,
+    num_classes,
     predicted_logits,
+    predictions_of,
 )
+from jaxlab.evals.placed import Placed
 
 NORMS = ("linf", "l2")
-"""The norms in which the size of a change of an image is measured, over height, width, channels."""
+"""The norms in which the change of an image is measured, over height, width and channels."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attack:
-    """A search for an image near the given one that the model gets wrong; see `fgsm` and `pgd`.
+    """A search near an image for one that the model gets wrong; see `fgsm` and `pgd`.
 
     Attributes:
-      view: the model that is attacked.
+      view: the model under attack.
       eps: largest change in `norm`, of images in [0, 1].
       norm: `linf` or `l2`.
-      steps: gradient steps, 0 or more.
-      step_size: length of one in `norm`.
-      random_start: whether the search starts at a random point of the ball, or at the image.
-      restarts: how many searches; of each image the worst result is kept.
-      targeted: whether `targets` are the labels to be moved to, or those to be left.
+      steps: number of gradient steps, 0 or more.
+      step_size: length of a step in `norm`.
+      random_start: start at a random point of the ball, not at the image.
+      restarts: number of searches; the worst result for each image is kept.
+      targeted: move towards `targets`, not away from them.
     """
 
     view: View
@@ -68,6 +69,7 @@ class Attack:
     targeted: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "view", as_view(self.view))
         _require_radius(self.eps, self.norm)
         for name, least in (("steps", 0), ("restarts", 1)):
             if getattr(self, name) < least:
@@ -79,33 +81,22 @@ class Attack:
             )
         if self.restarts > 1 and not self.random_start:
             raise UsageError(
-                f"restarts={self.restarts} without random_start are one search; set it, or 1"
+                f"restarts={self.restarts} without random_start all find the same; set "
+                "random_start=True or restarts=1"
             )
 
-    def __call__(
-        self,
-        key: jax.Array,
-        batch: Batch,
-        params: Params | None = None,
-        state: Mapping[str, Any] | None = None,
-        *,
-        mesh: Mesh | None = None,
-        rules: Rules = RULES,
-    ) -> jax.Array:
+    def __call__(self, key: jax.Array, batch: Batch) -> jax.Array:
         """The attacked images, float32 [b, h, w, c] in [0, 1], in one program.
 
-        An image's random draws come from `key` and its `index` alone: they are the same in every
-        batch, and on every mesh.
+        The model is attacked in evaluation mode, on the devices of its parameters. The random draws
+        for an image depend only on `key` and its `index`: they are the same in every batch and on
+        every mesh.
 
         Args:
           key: a typed key.
           batch: `inputs` [b, h, w, c], uint8 levels or floats in [0, 1]; `targets` int [b], the
-            labels of the images, or where `targeted` those to be moved to; if there, `index` int
-            [b] (by default 0 to b - 1).
-          params: `{path: array}`; by default those of the view.
-          state: `{path: array}`, such as running statistics; by default that of the view.
-          mesh: the devices; by default those of the parameters.
-          rules: logical axis to mesh axes.
+            labels of the images or, if `targeted`, the labels to move to; optionally `index` int
+            [b], by default 0 to b - 1.
 
         Raises:
           UsageError: images of another dtype, rank or range, or that the model does not take;
@@ -113,15 +104,15 @@ class Attack:
             any change of such images.
         """
         rows = Examples.of(batch["inputs"], batch["targets"], batch.get("index"))
-        model = Classifier.of(self.view, params, state, mesh, rules)
+        model = Placed.of(self.view)
         shape = (len(rows.images) * num_processes(), *rows.images.shape[1:])
         model.rows(shape[0])
-        require_labels(rows.labels, model.num_classes(shape, rows.images.dtype))
+        require_labels(rows.labels, num_classes(model, shape, rows.images.dtype))
         placed = model.place({"inputs": rows.images, "targets": rows.labels, "index": rows.index})
         return self.on(model, key, placed)
 
-    def on(self, model: Classifier, key: jax.Array, batch: Batch) -> jax.Array:
-        """The attacked images of a batch that was checked, and lies on the devices of a model."""
+    def on(self, model: Placed, key: jax.Array, batch: Batch) -> jax.Array:
+        """The attacked images of a batch that has been checked and lies on the model's devices."""
         diagonal = math.sqrt(math.prod(batch["inputs"].shape[1:]))
         if self.norm == "l2" and self.eps > diagonal * (1 + 1e-6):
             shape = "x".join(map(str, batch["inputs"].shape[1:]))
@@ -144,22 +135,22 @@ class Attack:
         )
 
 
-def fgsm(view: View, eps: float, *, targeted: bool = False) -> Attack:
+def fgsm(view: View | nnx.Module, eps: float, *, targeted: bool = False) -> Attack:
     """The fast gradient sign attack: `clip(x + eps sign(dL/dx), 0, 1)` (arXiv 1412.6572).
 
     Args:
-      view: the model, in either mode; it is attacked in evaluation mode.
+      view: the model or its view; it is attacked in evaluation mode.
       eps: largest change of a value, of images in [0, 1]: 8 levels are `8 / 255`.
-      targeted: go against the gradient, towards `targets` in place of away from them.
+      targeted: go against the gradient, towards `targets` instead of away from them.
 
     Raises:
-      UsageError: a radius that is negative, or above 1.
+      UsageError: not a model; a radius that is negative or above 1.
     """
     return Attack(view, eps, "linf", 1, eps, random_start=False, targeted=targeted)
 
 
 def pgd(
-    view: View,
+    view: View | nnx.Module,
     eps: float,
     norm: str = "linf",
     *,
@@ -171,27 +162,27 @@ def pgd(
 ) -> Attack:
     """Projected gradient descent (arXiv 1706.06083): ascent on the loss within a ball.
 
-    A step is `x + a sign(g)` in l-inf, `x + a g / |g|` in l2, with g the gradient of the summed
-    loss of the rows at x; then x is projected to the ball around the image, and clipped to [0, 1].
-    g is that of `log((1 - p_y) / p_y)`, which is the gradient of the cross-entropy up to a positive
-    factor a row, and so gives the same steps; but it does not vanish in float32 where the model is
-    sure. The result is the last x, also where an earlier one or the image itself was worse. Of
-    several restarts each image keeps one that succeeds, if any does, and among equals the one with
-    the largest loss. Images that are wrong from the start are attacked as the others.
+    A step is `x + a sign(g)` in l-inf and `x + a g / |g|` in l2, where g is the gradient of the
+    summed loss of the rows at x; then x is projected to the ball around the image and clipped to
+    [0, 1]. g is the gradient of `log((1 - p_y) / p_y)`. It equals that of the cross-entropy up to a
+    positive factor per row, so the steps are the same, but it does not vanish in float32 where the
+    model is very sure. The result is the last x, even if an earlier one or the image itself was
+    worse. With several restarts, each image keeps a successful result if there is one, and among
+    equals the one with the largest loss. Images that are wrong from the start are attacked too.
 
     Args:
-      view: the model, in either mode; it is attacked in evaluation mode.
+      view: the model or its view; it is attacked in evaluation mode.
       eps: radius in `norm`, of images in [0, 1]. In l-inf 1 is no bound at all.
       norm: `linf`, or `l2` over height, width and channels of an image.
-      steps: gradient steps, 1 or more.
+      steps: number of gradient steps, 1 or more.
       step_size: a; by default `2.5 * eps / steps`.
-      random_start: start uniformly in the ball, clipped to [0, 1], or at the image.
-      restarts: searches, each from a start of its own.
-      targeted: go towards `targets` in place of away from them.
+      random_start: start uniformly in the ball, clipped to [0, 1], instead of at the image.
+      restarts: number of searches, each from its own start.
+      targeted: go towards `targets` instead of away from them.
 
     Raises:
-      UsageError: an unknown norm; a radius or step size that is negative, or a radius that looks
-        like levels; no steps or restarts; restarts from one start.
+      UsageError: not a model; an unknown norm; a radius or step size that is negative, or a radius
+        that looks like levels; no steps or restarts; restarts without a random start.
     """
     if steps < 1:
         raise UsageError(f"steps={steps}; expected 1 or more")
@@ -199,14 +190,16 @@ def pgd(
     return Attack(view, eps, norm, steps, step_size, random_start, restarts, targeted)
 
 
-def random_search(view: View, eps: float, norm: str = "linf", *, draws: int = 10) -> Attack:
-    """The worst of so many points drawn uniformly from the ball: an attack without a gradient.
+def random_search(
+    view: View | nnx.Module, eps: float, norm: str = "linf", *, draws: int = 10
+) -> Attack:
+    """The worst of several points drawn uniformly from the ball: an attack without gradients.
 
     Args:
-      view: the model.
+      view: the model or its view.
       eps: radius in `norm`, of images in [0, 1].
       norm: `linf` or `l2`.
-      draws: how many, 1 or more.
+      draws: number of points, 1 or more.
 
     Raises:
       UsageError: as for `pgd`.
@@ -215,7 +208,7 @@ def random_search(view: View, eps: float, norm: str = "linf", *, draws: int = 10
 
 
 def attack_accuracy(
-    view: View,
+    view: View | nnx.Module,
     attack: Attack,
     images: Any,
     labels: Any = None,
@@ -223,24 +216,19 @@ def attack_accuracy(
     key: jax.Array,
     targets: Any = None,
     batch_size: int = 256,
-    params: Params | None = None,
-    state: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
     index: Any = None,
     domain: str | None = None,
 ) -> Predictions:
-    """What a model says of attacked images.
+    """A model's logits for attacked images.
 
-    With `attack` made of the same `view`, the weights that predict are those attacked. With one
-    made of another view it is a transfer attack: the images are attacked on the attack's view, with
-    its own weights, and predicted by `view`.
+    Images are attacked on `attack.view` and predicted by `view`. Where these are different models
+    it is a transfer attack.
 
     Args:
-      view: the model that predicts.
+      view: the model that predicts, or its view.
       attack: see `pgd`.
-      images, labels, batch_size, params, state, mesh, rules, index, domain: as for `predict`;
-        random draws depend on `key` and `index`.
+      images, labels, batch_size, index, domain: as for `predict`; random draws depend on `key` and
+        `index`.
       key: a typed key.
       targets: int [n], the labels that a targeted attack moves to.
 
@@ -248,8 +236,8 @@ def attack_accuracy(
       Predictions with the labels of the images.
 
     Raises:
-      UsageError: as for `predict`, and for the attack; targets without a targeted attack, or the
-        other way round.
+      UsageError: as for `predict` and for the attack; targets without a targeted attack, or a
+        targeted attack without targets.
     """
     if attack.targeted != (targets is not None):
         raise UsageError(
@@ -258,23 +246,20 @@ def attack_accuracy(
             else "targets are for a targeted attack; make it with targeted=True, or leave them out"
         )
     examples = Examples.of(images, labels, index, domain)
-    model = Classifier.of(view, params, state, mesh, rules)
-    shape = (batch_size, *examples.images.shape[1:])
-    if attack.view is view:
-        source = model
-    else:
-        source = Classifier.of(attack.view, mesh=model.mesh, rules=rules)
+    model = Placed.of(view)
+    attacked = model if attack.view is view else Placed.of(attack.view, model.mesh)
     model.rows(batch_size)
-    num_classes = source.num_classes(shape, examples.images.dtype)
+    shape = (batch_size, *examples.images.shape[1:])
+    count = num_classes(attacked, shape, examples.images.dtype)
     aims = examples
     if targets is not None:
         aims = Examples.of(examples.images, targets, examples.index)
-    require_labels(aims.labels, num_classes)
+    require_labels(aims.labels, count)
 
     def attacked_logits(batch: Mapping[str, jax.Array]) -> jax.Array:
-        return model.run(predicted_logits, attack.on(source, key, batch))
+        return model.run(predicted_logits, attack.on(attacked, key, batch))
 
-    predictions = model.predict(aims, batch_size, attacked_logits)
+    predictions = predictions_of(model, aims, batch_size, attacked_logits)
     require_labels(examples.labels, predictions.logits.shape[1])
     return dataclasses.replace(
         predictions, labels=examples.labels.astype(np.int32), domain=examples.domain
@@ -282,7 +267,7 @@ def attack_accuracy(
 
 
 class _Numbers(NamedTuple):
-    """What `_search` is told at run time."""
+    """Inputs of `_search`."""
 
     eps: Any
     step_size: Any
@@ -300,12 +285,10 @@ class _Worst(NamedTuple):
     loss_b: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def _search(
-    net: View,
     rules: Rules,
-    params: Params,
-    state: Mapping[str, Any],
+    view: View,
     norm: str,
     key: jax.Array,
     batch: Batch,
@@ -318,12 +301,12 @@ def _search(
     unit, project, draw = _BALLS[norm]
 
     def judged(x_bhwc: jax.Array) -> _Worst:
-        logits_bc = logits_of(net, params, state, x_bhwc)
+        logits_bc = logits_of(view, x_bhwc)
         is_label_b = logits_bc.argmax(axis=1) == labels_b
         is_success_b = is_label_b == numbers.targeted
         return _Worst(x_bhwc, is_success_b, sign * error_log_odds(logits_bc, labels_b))
 
-    # The rows do not touch each other: the gradient of the sum holds that of each row.
+    # Rows do not affect each other, so the gradient of the sum holds the gradient of each row.
     gradient = jax.grad(lambda x_bhwc: judged(x_bhwc).loss_b.sum())
 
     def placed(delta_bhwc: jax.Array) -> jax.Array:
@@ -337,15 +320,15 @@ def _search(
         start_keys_b = jax.vmap(jax.random.fold_in, (0, None))(keys_b, number)
         delta_bhwc = jax.vmap(lambda key: draw(key, shape))(start_keys_b) * eps
         x_bhwc = placed(jnp.where(numbers.random_start, delta_bhwc, 0))
-        found = judged(jax.lax.fori_loop(0, numbers.steps, step, x_bhwc))
-        is_same_b = found.is_success_b == worst.is_success_b
-        is_worse_b = jnp.where(is_same_b, found.loss_b > worst.loss_b, found.is_success_b)
+        result = judged(jax.lax.fori_loop(0, numbers.steps, step, x_bhwc))
+        is_same_b = result.is_success_b == worst.is_success_b
+        is_worse_b = jnp.where(is_same_b, result.loss_b > worst.loss_b, result.is_success_b)
         is_worse_b |= number == 0
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(is_worse_b.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, found, worst)
+        return jax.tree.map(choose, result, worst)
 
     nothing_b = jnp.zeros(labels_b.shape)
     worst = _Worst(image_bhwc, nothing_b > 0, nothing_b)
@@ -357,10 +340,10 @@ def _norm(x_bhwc: jax.Array) -> jax.Array:
 
 
 def _over_l2(x_bhwc: jax.Array) -> jax.Array:
-    """Rows of length 1; zeros stay. Scaled first: squares of tiny gradients would be 0."""
+    """Rows of length 1; zeros stay. Scaled first, since squares of tiny gradients would be 0."""
     most_b111 = jnp.abs(x_bhwc).max(axis=(1, 2, 3), keepdims=True)
     x_bhwc = x_bhwc / jnp.where(most_b111 > 0, most_b111, 1)
-    return x_bhwc / jnp.maximum(_norm(x_bhwc), 1)  # now 1 or more, but for zeros
+    return x_bhwc / jnp.maximum(_norm(x_bhwc), 1)  # 1 or more by now, except for zeros
 
 
 def _into_l2(delta_bhwc: jax.Array, eps: jax.Array) -> jax.Array:
@@ -373,13 +356,13 @@ def _draw_linf(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _draw_l2(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    # All but two coordinates of a point of the sphere are uniform in the ball (Barthe et al. 2005).
+    # All but two coordinates of a point on a sphere are uniform in the ball (Barthe et al. 2005).
     x = jax.random.normal(key, (math.prod(shape) + 2,))
     return (x[:-2] / jnp.sqrt(jnp.square(x).sum())).reshape(shape)
 
 
 class _Ball(NamedTuple):
-    """A step's direction from a gradient; projection to radius eps; a uniform draw of radius 1."""
+    """Direction of a step from a gradient; projection to radius eps; uniform draw of radius 1."""
 
     unit: Callable[[jax.Array], jax.Array]
     project: Callable[[jax.Array, jax.Array], jax.Array]

@@ -1,4 +1,4 @@
-"""One table of how a classifier does on clean, corrupted and attacked images, and with noise."""
+"""One table of a classifier's accuracy on clean, corrupted and attacked images, and with noise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from flax import nnx
 
 from jaxlab.analysis import Interval
 from jaxlab.analysis.accuracy import accuracy_interval
-from jaxlab.core import RULES, Params, Rules, View, named
+from jaxlab.core import Predictions, View, as_view, named
 from jaxlab.evals.attacks import attack_accuracy, fgsm, pgd
-from jaxlab.evals.classifier import Examples
+from jaxlab.evals.images import Examples
 from jaxlab.evals.prediction import predict
 from jaxlab.evals.weight_noise import weight_noise_curve
 from jaxlab.results import table
@@ -25,8 +25,8 @@ class CardRow:
 
     Attributes:
       test: `clean`, `corruption`, `attack` or `weight noise`.
-      name: which, such as `fog` or `pgd-20`.
-      size: its severity, radius or size; None for clean images.
+      name: which one, such as `fog` or `pgd-20`.
+      size: severity, radius or size; None for clean images.
       accuracy: in [0, 1], with its 95% interval.
       over: what the interval is over: `images`, or `draws` of noise.
     """
@@ -43,8 +43,8 @@ class RobustnessCard:
     """Accuracies of one model under several tests; `print` it for a table in percent.
 
     Attributes:
-      rows: one an accuracy.
-      num_images: how many images each of them is of.
+      rows: one per accuracy.
+      num_images: number of images behind each of them.
       domain: where the images come from.
     """
 
@@ -72,7 +72,7 @@ class RobustnessCard:
 
 
 def robustness_card(
-    view: View,
+    view: View | nnx.Module,
     images: Any,
     labels: Any = None,
     *,
@@ -84,48 +84,45 @@ def robustness_card(
     draws: int = 5,
     masks: Mapping[str, Any] | None = None,
     batch_size: int = 256,
-    params: Params | None = None,
-    state: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
 ) -> RobustnessCard:
-    """Accuracy on images as they are, corrupted and attacked, and with noise on the weights.
+    """Accuracy on clean, corrupted and attacked images, and with noise on the weights.
 
     Args:
-      view: the model, in either mode.
-      images, labels, batch_size, params, state, mesh, rules: as for `predict`.
-      key: of random starts and draws.
+      view: the model or its view, in either mode.
+      images, labels, batch_size: as for `predict`.
+      key: a typed key, for random starts and draws.
       corrupted: `(name, severity, images)`, the same images in the same order, as arrays or image
         sets, as `data.corrupted_sets` yields them; labels are those of `images`.
-      eps: radii in l-inf of FGSM and of PGD, of images in [0, 1].
-      steps: of PGD.
+      eps: radii of FGSM and of PGD in l-inf, of images in [0, 1].
+      steps: number of PGD steps.
       weight_noise: `{kind: sizes}`, see `weight_noise_curve`; by default `relative` noise of 0.1,
-        0.3 and 0.5, and `worst_case` in 0.01.
-      draws: of the noise, for each size.
-      masks: which weights are noised, see `kept_kernels`.
+        0.3 and 0.5, and `worst_case` of 0.01.
+      draws: number of draws of the noise for each size.
+      masks: the weights that get noise, see `kept_kernels`.
 
     Raises:
       UsageError: as for `predict`, `pgd` and `weight_noise_curve`.
     """
     if weight_noise is None:
         weight_noise = {"relative": (0.1, 0.3, 0.5), "worst_case": (0.01,)}
-    examples = Examples.of(images, labels)
-    where = dict(batch_size=batch_size, params=params, state=state, mesh=mesh, rules=rules)
-    # Radii and kinds in the wrong units are found before anything runs.
+    view, examples = as_view(view), Examples.of(images, labels)
+    # Radii in the wrong units are found before anything runs.
     attacks = [("fgsm", fgsm(view, size)) for size in eps]
     attacks += [(f"pgd-{steps}", pgd(view, size, steps=steps)) for size in eps]
 
-    def row(test: str, name: str, size: float | None, predictions: Any) -> CardRow:
+    def row(test: str, name: str, size: float | None, predictions: Predictions) -> CardRow:
         return CardRow(test, name, size, accuracy_interval(predictions), "images")
 
-    rows = [row("clean", "", None, predict(view, images, labels, **where))]
+    rows = [row("clean", "", None, predict(view, images, labels, batch_size=batch_size))]
     for name, severity, changed in corrupted:
         changed = getattr(changed, "images", changed)
-        found = predict(view, changed, examples.labels, **where)
-        rows.append(row("corruption", name, severity, found))
+        predictions = predict(view, changed, examples.labels, batch_size=batch_size)
+        rows.append(row("corruption", name, severity, predictions))
     for name, attack in attacks:
-        found = attack_accuracy(view, attack, images, labels, key=named(key, "attack"), **where)
-        rows.append(row("attack", name, attack.eps, found))
+        predictions = attack_accuracy(
+            view, attack, images, labels, key=named(key, "attack"), batch_size=batch_size
+        )
+        rows.append(row("attack", name, attack.eps, predictions))
     for kind, sizes in weight_noise.items():
         curve = weight_noise_curve(
             view,
@@ -136,7 +133,7 @@ def robustness_card(
             draws=draws,
             masks=masks,
             key=named(key, "weights"),
-            **where,
+            batch_size=batch_size,
         )
         rows += [
             CardRow("weight noise", kind, size, interval, "draws")

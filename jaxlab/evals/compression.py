@@ -1,4 +1,4 @@
-"""What a general compressor needs for the same text: a yardstick for bits per byte."""
+"""What a general-purpose compressor needs for the same text: a yardstick for bits per byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxlab.data import Source, Tokenizer
 
 
 def evaluated_texts(source: Source, tokenizer: Tokenizer, limit: int | None) -> list[bytes]:
-    """The documents, each as far as its first `limit` tokens reach; None: all of each.
+    """The documents, each cut to the text of its first `limit` tokens; None: whole.
 
     >>> from jaxlab.data import Bytes
     >>> evaluated_texts([b"abc", b"d"], Bytes(), 2)
@@ -29,9 +29,8 @@ def evaluated_texts(source: Source, tokenizer: Tokenizer, limit: int | None) -> 
 def xz_bits_per_byte(documents: Iterable[bytes]) -> float:
     """Bits per byte of `xz -9e`, each document compressed on its own.
 
-    Like a language model that is evaluated, it meets every document without having seen the others;
-    unlike the model, it has learned from no text before, and its container adds about 60 bytes a
-    document.
+    Like a language model under evaluation, it meets each document without the others. Unlike the
+    model, it has learned from no text before, and its container adds about 60 bytes per document.
 
     Args:
       documents: the text, as bytes.

@@ -1,6 +1,6 @@
-"""Errors under corruptions as one number: plain, against a reference, and beyond the clean error.
+"""Errors under corruption as one number: plain, against a reference, and beyond the clean error.
 
-An error is a share of examples in [0, 1]; `errors` are `{name: [those of severity 1 to 5]}`.
+An error is a share of examples in [0, 1]; `errors` are `{name: [errors at severity 1 to 5]}`.
 Source: Hendrycks and Dietterich, arXiv 1903.12261, section 4.
 """
 
@@ -25,7 +25,7 @@ Errors = Mapping[str, Sequence[float]]
 
 
 Images = TypeVar("Images")
-"""What `data.corrupted_sets` yields: arrays, or image sets."""
+"""What `data.corrupted_sets` yields: arrays or image sets."""
 
 
 def errors_by_corruption(
@@ -34,7 +34,7 @@ def errors_by_corruption(
     """The error on each corrupted set, `{name: [errors by severity]}`.
 
     Args:
-      error_of: `images -> error`, a share in [0, 1]; of image sets
+      error_of: `images -> error`, a share in [0, 1]; for image sets
         `lambda images: 1 - predict(view, images).accuracy`.
       sets: `(name, severity, images)`, severities in order, as `data.corrupted_sets` yields them:
         arrays, or image sets.
@@ -48,24 +48,24 @@ def errors_by_corruption(
     """
     errors: dict[str, list[float]] = {}
     for name, severity, images in sets:
-        found = errors.setdefault(name, [])
-        if severity != len(found) + 1:
+        by_severity = errors.setdefault(name, [])
+        if severity != len(by_severity) + 1:
             raise UsageError(
-                f"severity {severity} of {name} came as number {len(found) + 1}; expected the "
-                "severities 1 to 5 in order"
+                f"severity {severity} of {name} came as number {len(by_severity) + 1}; expected "
+                "the severities 1 to 5 in order"
             )
-        found.append(float(error_of(images)))
+        by_severity.append(float(error_of(images)))
     return errors
 
 
 def plain_mean_error(errors: Errors, names: Sequence[str] = EVALUATED_NAMES) -> float:
-    """The plain mean over corruptions and severities, which is usual for CIFAR-10-C.
+    """The plain mean over corruptions and severities, as is usual for CIFAR-10-C.
 
     Args:
-      errors: of the net.
-      names: the corruptions; by default the fifteen standard ones with `frost_procedural` in the
-        place of `frost` (not comparable to published numbers: pass `corruptions.NAMES` there).
-        Others in `errors` do not count.
+      errors: errors of the model.
+      names: the corruptions; by default the fifteen standard ones with `frost_procedural` in place
+        of `frost` (to compare with published numbers pass `corruptions.NAMES`). Others in `errors`
+        do not count.
 
     Raises:
       UsageError: a corruption that is missing or unknown; not five errors, or one outside [0, 1].
@@ -82,12 +82,12 @@ def corruption_errors(
     """`CE_c = sum over s of E_sc / sum over s of the reference's E_sc`, for each corruption c.
 
     Args:
-      errors: of the net.
-      reference_errors: of the reference net, on the same sets.
+      errors: errors of the model.
+      reference_errors: errors of the reference model, on the same sets.
       names: the corruptions, as for `plain_mean_error`.
 
     Raises:
-      UsageError: as `plain_mean_error`; a corruption on which the reference makes no error.
+      UsageError: as for `plain_mean_error`; a corruption on which the reference makes no error.
     """
     ours, theirs = (
         _table(of, names, noun).sum(axis=1)
@@ -116,17 +116,18 @@ def relative_corruption_errors(
     reference_clean_error: float,
     names: Sequence[str] = EVALUATED_NAMES,
 ) -> dict[str, float]:
-    """`corruption_errors` of what corruption adds: each E less the clean error of its own net.
+    """`corruption_errors` of the error that corruption adds: each E minus its model's clean error.
 
     Args:
-      errors: of the net.
-      clean_error: of the net on the images without corruption.
-      reference_errors: of the reference net, on the same sets.
-      reference_clean_error: of the reference net on the images without corruption.
+      errors: errors of the model.
+      clean_error: error of the model on clean images.
+      reference_errors: errors of the reference model, on the same sets.
+      reference_clean_error: error of the reference model on clean images.
       names: the corruptions, as for `plain_mean_error`.
 
     Raises:
-      UsageError: as `plain_mean_error`; a corruption that adds nothing to the reference's error.
+      UsageError: as for `plain_mean_error`; a corruption that adds nothing to the reference's
+        error.
     """
     ours, theirs = (
         (_table(of, names, noun) - _share(clean, f"the clean one of {noun}")).sum(axis=1)
@@ -146,10 +147,10 @@ def relative_mean_corruption_error(
     names: Sequence[str] = EVALUATED_NAMES,
 ) -> float:
     """Relative mCE: the mean of `relative_corruption_errors`; 1 for the reference itself."""
-    found = relative_corruption_errors(
+    relative = relative_corruption_errors(
         errors, clean_error, reference_errors, reference_clean_error, names
     )
-    return float(np.mean(list(found.values())))
+    return float(np.mean(list(relative.values())))
 
 
 def _table(errors: Errors, names: Sequence[str], noun: str) -> np.ndarray:
@@ -163,14 +164,14 @@ def _table(errors: Errors, names: Sequence[str], noun: str) -> np.ndarray:
     if missing := [name for name in names if name not in errors]:
         raise UsageError(
             f"{noun} lack {', '.join(missing)} ({len(missing)} of {len(names)} corruptions); "
-            "evaluate on them too, or pass the names that count as names="
+            "evaluate on them too, or pass names= with those that should count"
         )
     for name in names:
         given = np.shape(errors[name])
         if given != (len(SEVERITIES),):
             raise UsageError(
-                f"{noun} of {name} of shape {list(given)}; expected {len(SEVERITIES)}, one for "
-                "each severity from 1 to 5"
+                f"{noun} of {name} have shape {list(given)}; expected {len(SEVERITIES)} numbers, "
+                "one for each severity from 1 to 5"
             )
     return np.array(
         [
@@ -195,8 +196,8 @@ def _ratios(names: Sequence[str], ours: np.ndarray, theirs: np.ndarray) -> dict[
     for name, total in zip(names, theirs, strict=True):
         if total <= 0:
             raise UsageError(
-                f"the reference's errors on {name} come to {total:g} in all; expected more than 0: "
-                "take a reference that the corruption harms, or leave it out of names"
+                f"the reference's errors on {name} sum to {total:g}; expected more than 0: take a "
+                "reference that the corruption harms, or leave it out of names="
             )
     return {
         name: float(a / b) for name, a, b in zip(names, ours.tolist(), theirs.tolist(), strict=True)

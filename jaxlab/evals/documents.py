@@ -1,4 +1,4 @@
-"""How well a model predicts held-out documents: in all, by document, and by place in them."""
+"""How well a model predicts held-out documents: overall, per document, and by position."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from flax import nnx
 
 from jaxlab.core import (
-    RULES,
     Batch,
-    Params,
     Rules,
     UsageError,
     View,
@@ -23,18 +21,17 @@ from jaxlab.core import (
     constrain,
     fetch_local_rows,
     gather,
-    local_rows,
-    make_mesh,
     owned_rows,
     place_rows,
     use_mesh,
 )
 from jaxlab.data import Prefetch
+from jaxlab.evals.placed import Placed
 from jaxlab.objectives import token_nats
 
 
 class HeldOut(Protocol):
-    """Batches that hold every held-out document once; `jaxlab.data.Walk` is one."""
+    """Batches that contain every held-out document once, such as a `jaxlab.data.Walk`."""
 
     @property
     def num_bytes(self) -> int:
@@ -43,7 +40,7 @@ class HeldOut(Protocol):
 
     @property
     def num_words(self) -> int:
-        """Words of that text, parted by whitespace."""
+        """Words of that text, separated by whitespace."""
         ...
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -54,16 +51,16 @@ class DocumentScores:
     """Negative log-likelihoods of held-out documents.
 
     Attributes:
-      edges: int [n]; bin i holds the document positions from `edges[i]` up to below
-        `edges[i + 1]`, the last one all from `edges[-1]` on.
-      bin_nats: float64 [n], summed over the tokens of a bin.
-      bin_counts: int64 [n], tokens in it.
+      edges: int [n]; bin i holds the document positions from `edges[i]` to just below
+        `edges[i + 1]`, the last bin all positions from `edges[-1]` on.
+      bin_nats: float64 [n], the sum over the tokens of each bin.
+      bin_counts: int64 [n], tokens in each bin.
       documents: int64 [d], numbers of the documents in their source, ascending.
-      document_nats: float64 [d], summed over the tokens of each.
-      document_counts: int64 [d], tokens of each.
+      document_nats: float64 [d], the sum over the tokens of each document.
+      document_counts: int64 [d], tokens of each document.
       num_bytes: bytes of text that all the tokens stand for.
-      num_words: words of that text, parted by whitespace as for PG-19; see `data.count_words`.
-      marked_nats, marked_count: of the tokens that were marked, such as by `far_names`.
+      num_words: words of that text, separated by whitespace as for PG-19; see `data.count_words`.
+      marked_nats, marked_count: those of the marked tokens, for example by `far_names`.
     """
 
     edges: tuple[int, ...]
@@ -84,44 +81,44 @@ class DocumentScores:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that were predicted, ends of documents included."""
+        """Tokens that were predicted, including the ends of documents."""
         return int(self.document_counts.sum())
 
     @property
     def bits_per_byte(self) -> float:
-        """What an ideal coder would need with this model, in bits per byte of text."""
+        """What an ideal coder needs with this model, in bits per byte of text."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property
     def word_perplexity(self) -> float:
-        """exp(nats of all tokens / words of the text); NaN where the text has no words.
+        """exp(nats of all tokens / words of the text); NaN if the text has no words.
 
-        The measure of PG-19 (arXiv 1911.05507, 2203.07852): whatever the tokens, the nats are
-        spread over the same words, those that whitespace parts in the original text. The nats are
-        of all predictions, those of spaces, line ends and ends of documents too. Beyond a float it
-        is infinite.
+        The measure of PG-19 (arXiv 1911.05507, 2203.07852): whatever the tokens are, the nats are
+        divided by the number of words that whitespace separates in the original text. All
+        predictions count, including those of spaces, line ends and ends of documents. It is
+        infinite where a float overflows.
         """
         return perplexity(self.nats, self.num_words)
 
     @property
     def loss_by_position(self) -> np.ndarray:
-        """float64 [n], mean nats per token of each bin; NaN where it has none."""
+        """float64 [n], mean nats per token of each bin; NaN for an empty bin."""
         with np.errstate(invalid="ignore"):
             return self.bin_nats / np.where(self.bin_counts, self.bin_counts, np.nan)
 
     def bits_per_token(self, bins: slice = slice(None)) -> float:
-        """Mean over the tokens of some of the bins; NaN where they have none."""
+        """Mean over the tokens of some of the bins; NaN if they are empty."""
         count = self.bin_counts[bins].sum()
         return float(self.bin_nats[bins].sum() / count / math.log(2)) if count else math.nan
 
     @property
     def marked_bits_per_token(self) -> float:
-        """Mean over the marked tokens; NaN where there are none."""
+        """Mean over the marked tokens; NaN if there are none."""
         return self.marked_nats / self.marked_count / math.log(2) if self.marked_count else math.nan
 
 
 def perplexity(nats: float, count: float) -> float:
-    """exp(nats / count); infinite beyond a float, NaN where `count` is 0.
+    """exp(nats / count); infinite where a float overflows, NaN if `count` is 0.
 
     >>> round(perplexity(4.0 * math.log(3), 4), 9)
     3.0
@@ -133,7 +130,7 @@ def perplexity(nats: float, count: float) -> float:
 
 
 def doubling_edges(window: int, longest: int) -> tuple[int, ...]:
-    """Bins [0, w), [w, 2w), [2w, 4w), ... that reach to a document of `longest` positions.
+    """Edges of the bins [0, w), [w, 2w), [2w, 4w), ... for documents of up to `longest` positions.
 
     >>> doubling_edges(128, 1024)
     (0, 128, 256, 512)
@@ -147,69 +144,73 @@ def doubling_edges(window: int, longest: int) -> tuple[int, ...]:
 
 
 def evaluate_documents(
-    view: View,
-    params: Params,
+    view: View | nnx.Module,
     batches: HeldOut,
     *,
     init_carry: Callable[[int], Any],
     edges: Sequence[int] = (0,),
-    before_segment: Callable[[Params, Any], Any] | None = None,
+    before_segment: Callable[[View, Any], Any] | None = None,
     marks: Mapping[int, np.ndarray] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
 ) -> DocumentScores:
-    """Scores every document of a walk, with the carry going on from segment to segment.
+    """Scores every document of a walk; the carry goes from segment to segment.
 
-    With several hosts each reads its rows of the walk, and all get the scores of all documents.
+    The model runs in evaluation mode on the devices of its parameters, in one program for all
+    trainings of one config. With several processes each reads its rows of the walk, and all get the
+    scores of all documents.
 
     Args:
-      view: the model; called as `(tokens_bt, carry, start_bt) -> (logits_btv, carry)`. One view
-        compiles once for one shape, however often it is evaluated.
-      params: `{path: array}`.
+      view: the model or its view; called as `(tokens_bt, carry, start_bt) -> (logits_btv, carry)`.
       batches: a `Walk`. A batch has `inputs`, `targets`, `mask`, `start`, `position` and `index`,
-        all [b, t] and all of one shape; b are the rows of this host, see `core.local_rows`.
-      init_carry: makes the carry of so many rows.
+        all [b, t] and of one shape; b are the rows of this process, see `core.local_rows`.
+      init_carry: makes the carry for a number of rows.
       edges: where the bins of document positions begin, ascending from 0.
-      before_segment: `(params, carry) -> carry`, applied before every batch: a control, such as
-        one that takes the recurrent state away.
-      marks: `{number of a document: bool [tokens]}`, tokens to be counted on their own as well;
-        places beyond an array's end are not marked.
-      mesh: the devices of `params`; by default all there are.
-      rules: logical axis to mesh axes, for the activations.
+      before_segment: `(view, carry) -> carry`, applied before every batch: a control, for example
+        one that resets the recurrent state.
+      marks: `{number of a document: bool [tokens]}`, tokens that are also counted separately;
+        tokens beyond the end of an array are not marked.
 
     Raises:
-      UsageError: edges that do not ascend from 0, or batches without a single token that counts.
+      UsageError: not a model, or a view without arrays; edges that do not ascend from 0; batches
+        without a token that counts.
     """
     edges = _checked(edges)
-    mesh = make_mesh() if mesh is None else mesh
+    model = Placed.of(view)
     bins, documents, marked = _Sums(), _Sums(), _Sums()
-    change = jax.jit(before_segment) if before_segment is not None else lambda _, carry: carry
+    change = jax.jit(before_segment) if before_segment is not None else None
     carry = None
-    with Prefetch(_Once(batches), transfer=_placed(mesh, rules)) as ahead, use_mesh(mesh, rules):
-        for host, batch in ahead:
+
+    def transfer(batch: Any) -> tuple[Any, Batch]:
+        return batch, model.place({name: batch[name] for name in ("inputs", "targets", "start")})
+
+    with Prefetch(_Once(batches), transfer=transfer) as ahead:
+        for host_batch, batch in ahead:
             if carry is None:
-                carry = place_rows(init_carry(len(host["mask"])), batch_sharding(mesh, rules))
-                owned = owned_rows(local_rows(len(batch["inputs"]), mesh, rules))
-            nats_bt, carry = _score(view, rules, params, batch, change(params, carry))
-            counted = host["mask"] & owned[:, None]
+                sharding = batch_sharding(model.mesh, model.rules)
+                carry = place_rows(init_carry(len(host_batch["mask"])), sharding)
+                owned = owned_rows(model.rows(len(batch["inputs"])))
+            if change is not None:
+                with use_mesh(model.mesh, model.rules):
+                    carry = change(model.view, carry)
+            nats_bt, carry = model.run(_score, batch, carry)
+            counted = host_batch["mask"] & owned[:, None]
             nats = fetch_local_rows(nats_bt).astype(np.float64)[counted]
-            place = np.searchsorted(edges, host["position"][counted], side="right") - 1
+            place = np.searchsorted(edges, host_batch["position"][counted], side="right") - 1
             bins.add(place, nats)
-            documents.add(host["index"][counted], nats)
-            at = _marked(marks or {}, host["index"][counted], host["position"][counted])
+            documents.add(host_batch["index"][counted], nats)
+            at = _marked(marks or {}, host_batch["index"][counted], host_batch["position"][counted])
             marked.add(np.zeros(at.sum(), np.int64), nats[at])
     bins, documents, marked = (sums.over_processes() for sums in (bins, documents, marked))
     if not documents.counts.size:
         raise UsageError("no token counts in these batches; pass documents with text")
-    kept = np.flatnonzero(documents.counts)
+    numbers = np.flatnonzero(documents.counts)
     size = len(edges)
     return DocumentScores(
         edges=edges,
         bin_nats=bins.nats_of(size),
         bin_counts=bins.counts_of(size),
-        documents=kept,
-        document_nats=documents.nats[kept],
-        document_counts=documents.counts[kept],
+        documents=numbers,
+        document_nats=documents.nats[numbers],
+        document_counts=documents.counts[numbers],
         num_bytes=batches.num_bytes,
         num_words=batches.num_words,
         marked_nats=float(marked.nats.sum()),
@@ -219,26 +220,24 @@ def evaluate_documents(
 
 def _marked(marks: Mapping[int, np.ndarray], index: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Which of the tokens [n] are marked."""
-    found = np.zeros(len(index), bool)
+    is_marked = np.zeros(len(index), bool)
     for number in np.unique(index):
         of_document = marks.get(int(number), np.zeros(0, bool))
         here = np.flatnonzero((index == number) & (position < len(of_document)))
-        found[here] = of_document[position[here]]
-    return found
+        is_marked[here] = of_document[position[here]]
+    return is_marked
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _score(
-    view: View, rules: Rules, params: Params, batch: Batch, carry: Any
-) -> tuple[jax.Array, Any]:
-    """Nats [b, t] and the next carry. `rules` are those in force: one program for each of them."""
-    logits_btv, carry = view.apply(params, batch["inputs"], carry, batch["start"])
-    # Every host reads whole rows.
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _score(rules: Rules, view: View, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
+    """Nats [b, t] and the next carry."""
+    logits_btv, carry = view(batch["inputs"], carry, batch["start"])
+    # Every process reads whole rows.
     return constrain(token_nats(logits_btv, batch["targets"]), "batch", None), carry
 
 
 class _Sums:
-    """Nats and counts by number, grown as numbers come; in float64, on the host."""
+    """Nats and counts by number, which grow as new numbers come; in float64, on the host."""
 
     def __init__(self) -> None:
         self.nats, self.counts = np.zeros(0), np.zeros(0, np.int64)
@@ -249,7 +248,7 @@ class _Sums:
         self.counts = self.counts_of(size) + np.bincount(numbers, minlength=size)
 
     def over_processes(self) -> _Sums:
-        """The sums of all hosts; all of them must call it."""
+        """The sums over all processes; all of them must call it."""
         total = _Sums()
         for nats, counts in gather([self.nats.tolist(), self.counts.tolist()]):
             size = max(len(total.nats), len(nats))
@@ -266,7 +265,7 @@ class _Sums:
 
 
 class _Once:
-    """The batches of a walk as a stream that is read to its end and never restored."""
+    """The batches of a walk as a stream that is read once and never restored."""
 
     def __init__(self, batches: Iterable[Any]):
         self._batches = iter(batches)
@@ -282,17 +281,6 @@ class _Once:
 
     def restore(self, state: dict[str, Any]) -> None:
         raise NotImplementedError("an evaluation reads its batches once")
-
-
-def _placed(mesh: Mesh, rules: Rules) -> Callable[[Any], tuple[Any, Batch]]:
-    """A batch as it is, for the host, and what the model needs of it on the devices."""
-    rows = batch_sharding(mesh, rules)
-
-    def place(batch: Any) -> tuple[Any, Batch]:
-        needed = {name: batch[name] for name in ("inputs", "targets", "start")}
-        return batch, place_rows(needed, rows)
-
-    return place
 
 
 def _checked(edges: Sequence[int]) -> tuple[int, ...]:

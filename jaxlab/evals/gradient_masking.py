@@ -1,24 +1,24 @@
-"""Checks that an attack is not fooled by gradients that say little (arXiv 1802.00420, 1902.06705).
+"""Checks that an attack is not fooled by useless gradients (arXiv 1802.00420, 1902.06705).
 
-A model may look robust because gradient steps do not find the images that it gets wrong. Each
-check here is a fact that holds where they do find them.
+A model may look robust only because gradient steps fail to find the images that it gets wrong. Each
+check is a fact that holds where they do find them.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from flax import nnx
 
-from jaxlab.core import RULES, Params, Predictions, Rules, UsageError, View
+from jaxlab.core import Predictions, UsageError, View, as_view
 from jaxlab.evals.attacks import Attack, attack_accuracy, pgd, random_search
-from jaxlab.evals.classifier import error_log_odds
+from jaxlab.evals.images import error_log_odds
 from jaxlab.evals.prediction import predict
 from jaxlab.results import Claim
 
@@ -26,7 +26,7 @@ _LEAST_RISING = 0.95
 
 
 def gradient_masking_checks(
-    view: View,
+    view: View | nnx.Module,
     images: Any,
     labels: Any = None,
     *,
@@ -34,40 +34,35 @@ def gradient_masking_checks(
     key: jax.Array,
     norm: str = "linf",
     steps: int = 20,
-    other: View | None = None,
+    other: View | nnx.Module | None = None,
     tolerance: float = 0.01,
     batch_size: int = 256,
-    params: Params | None = None,
-    state: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
 ) -> tuple[Claim, ...]:
-    """Whether PGD on a model can be trusted, in six checks, seven with another model.
+    """Checks whether PGD on a model can be trusted: six checks, seven with another model.
 
     * the loss rises along the gradient: on at least 95% of the images, for a step of eps / 10
     * more steps do not help the model: accuracy under 1, `steps` / 4, `steps` and 2 `steps`
     * a larger radius does not help the model: accuracy under eps / 4, eps / 2, eps and 2 eps
     * PGD is no weaker than one gradient step of the same norm
-    * PGD without a bound leaves no image right (twice the steps)
+    * PGD without a bound leaves no image right (with twice the steps)
     * the worst of ten random points of the ball is no stronger than PGD
-    * attacking the model is no weaker than attacking `other` and predicting by the model
+    * attacking the model is no weaker than attacking `other` and predicting with the model
 
-    Costs about 9 attacks of `steps`, in one program.
+    It costs about 9 attacks of `steps`, in one program.
 
     Args:
-      view: the model.
-      images, labels, batch_size, params, state, mesh, rules: as for `predict`; some hundred images
-        are enough.
+      view: the model or its view.
+      images, labels, batch_size: as for `predict`; a few hundred images are enough.
       eps: radius in `norm`, of images in [0, 1], above 0.
-      key: of the random starts.
+      key: a typed key, for the random starts.
       norm: `linf` or `l2`.
-      steps: of PGD, 4 or more.
-      other: a second model of the same images, for the last check.
-      tolerance: by how much accuracies may be out of order, as a share of the images.
+      steps: number of PGD steps, 4 or more.
+      other: a second model for the same images, for the last check.
+      tolerance: how far accuracies may be out of order, as a share of the images.
 
     Returns:
-      For each check what it says, what is expected and measured, and whether it holds. Checks that
-      hold do not prove that an attack is strong; one that does not hold shows that it is weak.
+      For each check its statement, what is expected and measured, and whether it holds. Checks that
+      hold do not prove that an attack is strong; a check that fails shows that it is weak.
 
     Raises:
       UsageError: as for `pgd` and `attack_accuracy`; a radius of 0, fewer than 4 steps.
@@ -76,14 +71,12 @@ def gradient_masking_checks(
         raise UsageError("eps=0; the checks take a radius above 0, such as 8 / 255")
     if steps < 4:
         raise UsageError(f"steps={steps}; expected 4 or more, to compare fewer steps with more")
-    where = dict(
-        labels=labels, batch_size=batch_size, params=params, state=state, mesh=mesh, rules=rules
-    )
+    view = as_view(view)
 
     def under(attack: Attack) -> Predictions:
-        return attack_accuracy(view, attack, images, key=key, **where)
+        return attack_accuracy(view, attack, images, labels, key=key, batch_size=batch_size)
 
-    clean = predict(view, images, **where)
+    clean = predict(view, images, labels, batch_size=batch_size)
     whole_box = _whole_box(norm, images)
     attack = functools.partial(pgd, view, norm=norm, steps=steps)
     at_eps = under(attack(eps)).accuracy
@@ -112,9 +105,9 @@ def gradient_masking_checks(
         ),
     ]
     if other is not None:
-        moved = under(pgd(other, eps, norm, steps=steps)).accuracy
-        said = "attacking the model is no weaker than attacking another"
-        claims.append(_at_most(said, at_eps, moved, tolerance))
+        transferred = under(pgd(other, eps, norm, steps=steps)).accuracy
+        claim = "attacking the model is no weaker than attacking another"
+        claims.append(_at_most(claim, at_eps, transferred, tolerance))
     return tuple(claims)
 
 

@@ -1,4 +1,4 @@
-"""Two models on the same documents: their difference, and how sure it is."""
+"""Two models on the same documents: their difference, and its interval."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from jaxlab.evals.documents import DocumentScores, perplexity
 def bits_per_byte_difference(
     a: DocumentScores, b: DocumentScores, *, num_samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Bits per byte of `a` less those of `b`: below 0 where `a` predicts better.
+    """Bits per byte of `a` minus those of `b`: below 0 where `a` predicts better.
 
-    The 95% interval is of a paired bootstrap over documents: documents are drawn with replacement,
-    each with the nats of both models, since documents differ from one another far more than models
-    do. It says how the difference would vary over other held-out documents of the kind, not over
-    other seeds of the training.
+    The 95% interval comes from a paired bootstrap over documents: documents are drawn with
+    replacement, each with the nats of both models, since documents differ far more than models do.
+    It tells how the difference would vary over other held-out documents of the same kind, not over
+    other training seeds.
 
     Args:
       a, b: scores of the same documents.
-      num_samples: bootstrap samples.
-      seed: of the samples.
+      num_samples: number of bootstrap samples.
+      seed: seed of the samples.
 
     Raises:
       UsageError: scores of different documents.
     """
     _require_same_documents(a, b)
-    # Bytes of a document in proportion to its tokens: a walk counts only those of all documents.
+    # A walk counts only the bytes of all documents together; share them in proportion to tokens.
     size = a.document_counts * (a.num_bytes / a.num_tokens) * math.log(2)
     nats = a.document_nats - b.document_nats
 
@@ -85,14 +85,14 @@ def bits_per_byte_over_seeds(
 def word_perplexity_difference(
     a: DocumentScores, b: DocumentScores, *, num_samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Perplexity by word of `a` less that of `b`: below 0 where `a` predicts better.
+    """Perplexity per word of `a` minus that of `b`: below 0 where `a` predicts better.
 
-    The interval is of the paired bootstrap of `bits_per_byte_difference`, and says as much.
+    The interval comes from the same paired bootstrap as in `bits_per_byte_difference`.
 
     Args:
       a, b: scores of the same documents.
-      num_samples: bootstrap samples.
-      seed: of the samples.
+      num_samples: number of bootstrap samples.
+      seed: seed of the samples.
 
     Raises:
       UsageError: scores of different documents, or documents without words.
@@ -100,25 +100,27 @@ def word_perplexity_difference(
     _require_same_documents(a, b)
     if not a.num_words:
         raise UsageError("the documents have no words; compare bits per byte")
-    # Words of a document in proportion to its tokens, as bytes above.
+    # Words in proportion to tokens, as bytes above.
     words = a.document_counts * (a.num_words / a.num_tokens)
 
     def difference(drawn: np.ndarray) -> float:
         count = words[drawn].sum()
-        of_a, of_b = (perplexity(s.document_nats[drawn].sum(), count) for s in (a, b))
-        return of_a - of_b
+        perplexity_a, perplexity_b = (
+            perplexity(s.document_nats[drawn].sum(), count) for s in (a, b)
+        )
+        return perplexity_a - perplexity_b
 
     return bootstrap(difference, len(words), num_samples, seed)
 
 
 def mean_scores(scores: Sequence[DocumentScores]) -> DocumentScores:
-    """The scores of several seeds of one model on the same documents, averaged.
+    """Averages the scores of several seeds of one model on the same documents.
 
     Raises:
       UsageError: no scores, or scores of different documents.
     """
     if not scores:
-        raise UsageError("no scores to average; give those of one seed or more")
+        raise UsageError("no scores to average; give those of at least one seed")
     for other in scores[1:]:
         _require_same_documents(scores[0], other)
 

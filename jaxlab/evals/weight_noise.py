@@ -1,7 +1,7 @@
-"""Perturbed weights: random, and the worst in a ball around those of each layer.
+"""Perturbed weights: random ones, and the worst ones in a ball around the weights of each layer.
 
-Perturbed are the kept entries of kernels alone: entries that are 0 stay 0, so that a sparse model
-is asked about the weights that it has.
+Only the kept entries of kernels are perturbed. Entries that are 0 stay 0, so that a sparse model is
+tested on the weights that it has.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab.analysis import Interval, mean_over_seeds
 from jaxlab.core import (
-    RULES,
     Params,
     Rules,
     UsageError,
     View,
     apply_masks,
+    as_view,
     batch_sharding,
     named,
     natural_sort,
@@ -33,11 +34,12 @@ from jaxlab.core import (
     place_rows,
     require_labels,
 )
-from jaxlab.evals.classifier import Classifier, Examples, error_log_odds, logits_of
+from jaxlab.evals.images import Examples, error_log_odds, logits_of, num_classes
+from jaxlab.evals.placed import Placed
 from jaxlab.evals.prediction import predict
 
 RANDOM_KINDS = ("gaussian", "rms", "relative")
-"""What `perturb_weights` takes; `weight_noise_curve` takes `worst_case` beside them."""
+"""The kinds that `perturb_weights` takes; `weight_noise_curve` also takes `worst_case`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,8 +47,8 @@ class WeightNoiseCurve:
     """Accuracy with perturbed weights.
 
     Attributes:
-      kind: of `RANDOM_KINDS`, or `worst_case`.
-      sizes: of the perturbations, [s].
+      kind: one of `RANDOM_KINDS`, or `worst_case`.
+      sizes: sizes of the perturbation, [s].
       accuracies: float64 [s, draws], in [0, 1].
     """
 
@@ -58,17 +60,17 @@ class WeightNoiseCurve:
     def intervals(self) -> tuple[Interval, ...]:
         """For each size the mean over draws, and its 95% interval by Student's t, in [0, 1].
 
-        It is over draws, for this model and these images, not over seeds of the training.
+        The interval is over draws for this model and these images, not over training seeds.
         """
         intervals = map(mean_over_seeds, self.accuracies)
         return tuple(Interval(m, max(0.0, low), min(1.0, high)) for m, low, high in intervals)
 
 
 def kept_kernels(params: Params, masks: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
-    """Which entries of the kernels are perturbed: bool, `{path: array}`.
+    """The entries of the kernels that are perturbed: bool, `{path: array}`.
 
-    Kernels are parameters of rank 2 or more whose path ends with `kernel`. Kept are entries that
-    are not 0, and that are true in `masks` where it has the path.
+    Kernels are parameters of rank 2 or more whose path ends with `kernel`. An entry is kept if it
+    is not 0 and, where `masks` has the path, true there.
 
     Raises:
       UsageError: no kernels; a mask that fits no kernel, or has another shape.
@@ -99,16 +101,16 @@ def perturb_weights(
     *,
     masks: Mapping[str, Any] | None = None,
 ) -> Params:
-    """Weights with random noise, e standard normal and independent for each kept entry.
+    """Weights with random noise; e is standard normal and independent for each kept entry.
 
-    * `gaussian`: `w + size e`. Of one model over sizes; not comparable over widths, since sparse
-      and narrow models have larger weights.
+    * `gaussian`: `w + size e`. Compares sizes on one model; it does not compare models of different
+      widths, since sparse and narrow models have larger weights.
     * `rms`: `w + size rms_l e`, with `rms_l` the root mean square of the kept entries of layer l.
     * `relative`: `w (1 + size e)`.
 
     Args:
       params: `{path: array}`.
-      kind: see above.
+      kind: one of the above.
       size: standard deviation, 0 or more.
       key: a typed key.
       masks: see `kept_kernels`.
@@ -128,7 +130,7 @@ def perturb_weights(
 
 
 def worst_case_weights(
-    view: View,
+    view: View | nnx.Module,
     images: Any,
     labels: Any = None,
     *,
@@ -138,24 +140,21 @@ def worst_case_weights(
     step_size: float | None = None,
     masks: Mapping[str, Any] | None = None,
     batch_size: int = 256,
-    params: Params | None = None,
-    state: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
 ) -> Params:
-    """The weights with the largest loss on these images within a ball around each layer's.
+    """The weights with the largest loss on these images, within a ball around those of each layer.
 
-    Ascent on the mean cross-entropy over all images: from a random point of the balls, for each
-    layer l `d_l + step_size rho |w_l| g_l / |g_l|`, then projected to `|d_l| <= rho |w_l|`; of all
-    the points that it comes to, the worst is returned (the perturbation of arXiv 2010.01412 and
-    2004.05884). All steps are one program, with the images on the devices: some thousand at most.
+    Ascent on the mean cross-entropy over all images. It starts at a random point of the balls; a
+    step is `d_l + step_size rho |w_l| g_l / |g_l|` for each layer l, projected to
+    `|d_l| <= rho |w_l|`. The worst of all points on the way is returned (the perturbation of arXiv
+    2010.01412 and 2004.05884). All steps are one program, with all images on the devices: use at
+    most a few thousand.
 
     Args:
-      view: the model, in either mode; its loss is that of evaluation mode.
-      images, labels, batch_size, params, state, mesh, rules: as for `predict`.
+      view: the model or its view; the loss is that of evaluation mode.
+      images, labels, batch_size: as for `predict`.
       rho: radius as a share of the norm of a layer's kept entries, 0 to 1.
-      key: of the start.
-      steps: of ascent, 1 or more.
+      key: a typed key, for the start.
+      steps: number of ascent steps, 1 or more.
       step_size: as a share of the radius; by default `2.5 / steps`.
       masks: see `kept_kernels`.
 
@@ -169,21 +168,22 @@ def worst_case_weights(
     if not 0 < step_size < math.inf:
         raise UsageError(f"step_size={step_size:g}; expected a share of the radius above 0")
     examples = Examples.of(images, labels)
-    model = Classifier.of(view, _seen(view, params), state, mesh, rules)
+    model = Placed.of(view)
     rows = model.rows(batch_size)
     shape = (batch_size, *examples.images.shape[1:])
-    require_labels(examples.labels, model.num_classes(shape, examples.images.dtype))
+    require_labels(examples.labels, num_classes(model, shape, examples.images.dtype))
     batches = list(examples.batches(batch_size, rows))
     stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-    spec = PartitionSpec(None, *batch_sharding(model.mesh, rules).spec)
+    spec = PartitionSpec(None, *batch_sharding(model.mesh, model.rules).spec)
     stacked = place_rows(stacked, NamedSharding(model.mesh, spec))
-    kept = kept_kernels(model.params, masks)
+    params = _seen(model.view)
+    kept = kept_kernels(params, masks)
     numbers = np.float32(rho), np.float32(step_size), np.int32(steps)
-    return natural_sort(model.params | model.run(_ascended, kept, stacked, key, *numbers))
+    return natural_sort(params | model.run(_ascended, kept, stacked, key, *numbers))
 
 
 def weight_noise_curve(
-    view: View,
+    view: View | nnx.Module,
     images: Any,
     labels: Any = None,
     *,
@@ -194,25 +194,21 @@ def weight_noise_curve(
     masks: Mapping[str, Any] | None = None,
     steps: int = 20,
     batch_size: int = 256,
-    params: Params | None = None,
-    state: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
 ) -> WeightNoiseCurve:
-    """Accuracy over the size of a perturbation of the weights.
+    """Accuracy against the size of a perturbation of the weights.
 
     Running statistics stay as they are. Draw i is the same noise at every size, times that size.
 
     Args:
-      view: the model.
-      images, labels, batch_size, params, state, mesh, rules: as for `predict`.
-      kind: of `perturb_weights`; or `worst_case`, see `worst_case_weights`: of the loss on these
-        very images, each draw from a start of its own.
-      sizes: one or more; standard deviations, or for `worst_case` radii.
+      view: the model or its view.
+      images, labels, batch_size: as for `predict`.
+      kind: a kind of `perturb_weights`; or `worst_case`, see `worst_case_weights`, which maximises
+        the loss on these same images, each draw from its own start.
+      sizes: one or more standard deviations, or radii for `worst_case`.
       key: a typed key.
-      draws: for each size.
+      draws: number of draws for each size.
       masks: see `kept_kernels`.
-      steps: of `worst_case`.
+      steps: number of ascent steps of `worst_case`.
 
     Raises:
       UsageError: as for `predict`; an unknown kind, no sizes, sizes out of range, no draws, masks
@@ -221,33 +217,26 @@ def weight_noise_curve(
     _require(kind, sizes, (*RANDOM_KINDS, "worst_case"))
     if draws < 1 or not len(sizes):
         raise UsageError(f"draws={draws}, {len(sizes)} sizes; expected 1 or more of both")
-    where = dict(labels=labels, batch_size=batch_size, state=state, mesh=mesh, rules=rules)
-    params = _seen(view, params)
+    view = as_view(view)
+    given = dict(labels=labels, batch_size=batch_size)
 
     def accuracy(size: float, draw: int) -> float:
         draw_key = named(key, "draw", draw)
         if kind == "worst_case":
             noisy = worst_case_weights(
-                view,
-                images,
-                rho=size,
-                key=draw_key,
-                steps=steps,
-                masks=masks,
-                params=params,
-                **where,
+                view, images, rho=size, key=draw_key, steps=steps, masks=masks, **given
             )
         else:
-            noisy = perturb_weights(params, kind, size, draw_key, masks=masks)
-        return predict(view, images, params=noisy, **where).accuracy
+            noisy = perturb_weights(_seen(view), kind, size, draw_key, masks=masks)
+        return predict(view.at(noisy), images, **given).accuracy
 
     accuracies = [[accuracy(size, draw) for draw in range(draws)] for size in sizes]
     return WeightNoiseCurve(kind, tuple(map(float, sizes)), np.array(accuracies))
 
 
-def _seen(view: View, params: Params | None) -> Params:
-    """The parameters as a masked view sees them: noise and norms are of the weights it keeps."""
-    return apply_masks(view.params if params is None else params, view.masks)
+def _seen(view: View) -> Params:
+    """The parameters with the view's masks applied: noise and norms are those of kept weights."""
+    return apply_masks(view.params, view.masks)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -265,12 +254,10 @@ def _perturbed(
     return noisy
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _ascended(
-    net: View,
     rules: Rules,
-    params: Params,
-    state: Mapping[str, Any],
+    view: View,
     kept: Mapping[str, jax.Array],
     batches: Mapping[str, jax.Array],
     key: jax.Array,
@@ -278,6 +265,7 @@ def _ascended(
     step_size: Any,
     steps: Any,
 ) -> Params:
+    params = _seen(view)
     radius = {path: rho * _norm(params[path] * kept[path]) for path in kept}
 
     def moved(deltas: Params) -> Params:
@@ -287,7 +275,7 @@ def _ascended(
         }
 
     def summed_loss(deltas: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        logits_bc = logits_of(net, params | moved(deltas), state, batch["inputs"])
+        logits_bc = logits_of(view.at(params | moved(deltas)), batch["inputs"])
         nats_b = jax.nn.softplus(error_log_odds(logits_bc, batch["targets"]))
         return jnp.where(batch["mask"], nats_b, 0).sum()
 
@@ -316,7 +304,7 @@ def _ascended(
         return into_ball(deltas), worst, jnp.where(is_worse, loss, most)
 
     start = {path: delta * radius[path] for path, delta in _start(key, kept).items()}
-    # One round more than steps: the last one judges where the last step came to.
+    # One round more than there are steps: it judges the result of the last step.
     _, worst, _ = jax.lax.fori_loop(0, steps + 1, step, (start, start, jnp.zeros(())))
     return moved(worst)
 
@@ -329,21 +317,21 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Of norm 1; zeros stay. Scaled first: squares of tiny gradients would be 0."""
+    """Scales to norm 1; zeros stay. Two stages, since squares of tiny gradients would be 0."""
     x = x / jnp.maximum(jnp.abs(x).max(), _TINY)
-    return x / jnp.maximum(_norm(x), 1)  # now 1 or more, but for zeros
+    return x / jnp.maximum(_norm(x), 1)  # 1 or more by now, except for zeros
 
 
 def _normal(key: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
-    """Standard normal arrays, cut from one draw: a draw for each would be slow to compile."""
+    """Standard normal arrays, cut from one draw: one draw for each would be slow to compile."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
     parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     return {path: x.reshape(shapes[path]) for path, x in zip(shapes, parts, strict=True)}
 
 
 def _start(key: jax.Array, kept: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """A uniform draw from the unit ball of the kept entries of each layer."""
-    # All but two coordinates of a point of the sphere are uniform in the ball (Barthe et al. 2005).
+    """A uniform draw from the unit ball over the kept entries of each layer."""
+    # All but two coordinates of a point on a sphere are uniform in the ball (Barthe et al. 2005).
     drawn = _normal(key, {path: (mask.size + 2,) for path, mask in kept.items()})
     inside = {path: x[:-2].reshape(kept[path].shape) * kept[path] for path, x in drawn.items()}
     return {

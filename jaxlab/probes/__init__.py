@@ -1,4 +1,4 @@
-"""Instruments on a model: what it does inside, without a change to it."""
+"""Instruments that show what a model does inside, without changing it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.core import Params, UsageError, View
+from jaxlab.core import UsageError, View, as_view
 from jaxlab.nn import BlockRecurrentAttention, Segment
 from jaxlab.nn.attention import Attention, blocks_by_head
 from jaxlab.nn.tiles import MASKED
@@ -19,31 +19,29 @@ Statistics = dict[str, jax.Array]
 
 
 def state_statistics(
-    view: View, params: Params, tokens_bt: jax.Array, carry: Any, start_bt: jax.Array
+    view: View | nnx.Module, tokens_bt: jax.Array, carry: Any, start_bt: jax.Array
 ) -> dict[str, Statistics]:
     """Statistics of every recurrent layer of a stack while it reads one segment.
 
-    The segment is read block by block, so that no more than the weights of one block are held, and
-    layers may read a state above them. Works under jit. In a training,
-    `run_training(watch=lambda state: ...)` writes what a function of the state gives every
-    `watch_every` steps.
+    The model reads the segment block by block in evaluation mode, so that the attention weights of
+    only one block are in memory, and layers may read a state above them. Works under jit. During
+    training, `watch=` writes the values of such a function every `watch_every` steps.
 
     Args:
-      view: of a stack called as `(tokens_bt, carry, start_bt)` whose carry is laid out as that of
-        `models.TransformerLM`, and whose recurrent layers do not run inside a scan over layers.
-      params: `{path: array}`.
+      view: a stack or its view, called as `(tokens_bt, carry, start_bt)`. Its carry is laid out as
+        in `models.TransformerLM`, and its recurrent layers do not run inside a scan over layers.
       tokens_bt, carry, start_bt: the arguments of the call; t is a multiple of the windows.
 
     Returns:
       `{path of the layer: scalars}`, over all rows, blocks, states and heads:
-        kept, kept_low, kept_high: mean, 5% and 95% quantile of what the (last) gate keeps of the
-          state, in [0, 1]. taken: mean of what it takes in of the candidate.
+        kept, kept_low, kept_high: mean, 5% and 95% quantile of the share of the state that the
+          (last) gate keeps, in [0, 1]. taken: mean of the share of the candidate that it takes.
         norm: root mean square of the state after a block. change: norm of its change in a block
-          over its own norm.
-        entropy_self, entropy_tokens, entropy_read, entropy_window: of the weights with which states
-          read states, states read tokens, tokens read states, and tokens read the tokens of their
-          window, over that of uniform weights: 1 reads a plain mean, 0 one place. The last is over
-          the tokens that see two or more, NaN if there are none.
+          divided by its norm.
+        entropy_self, entropy_tokens, entropy_read, entropy_window: entropy of the weights with
+          which states read states, states read tokens, tokens read states, and tokens read their
+          window, divided by the entropy of uniform weights: 1 reads a plain mean, 0 a single place.
+          The last is over tokens that see two or more; NaN if there are none.
 
     Raises:
       UsageError: a model without a recurrent layer; tokens that are not whole windows; a recurrent
@@ -54,14 +52,14 @@ def state_statistics(
     ...     width=32, depth=2, num_heads=2, window=8, recurrent_layers=(-1,), num_states=4)
     >>> model = TransformerLM(config, rngs=nnx.Rngs(0))
     >>> tokens, start = jnp.zeros((1, 16), jnp.int32), jnp.zeros((1, 16), bool)
-    >>> view = View.of(model)
-    >>> found = state_statistics(view, view.params, tokens, model.init_carry(1), start)
-    >>> round(float(found["blocks/1/attention"]["kept"]), 1)    # a fixed gate starts half open
+    >>> statistics = state_statistics(model, tokens, model.init_carry(1), start)
+    >>> round(float(statistics["blocks/1/attention"]["kept"]), 1)    # a fixed gate starts half open
     0.5
     """
+    view = as_view(view).evaluating()
     layers = {
         "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(view.model(params))
+        for path, module in nnx.iter_modules(view.model())
         if isinstance(module, BlockRecurrentAttention)
     }
     if not layers:
@@ -73,29 +71,29 @@ def state_statistics(
 
     def read(carry, xs):
         tokens_bw, start_bw = xs
-        taps = view.taps((tokens_bw, carry, start_bw), ["", *norms.values()], params=params)
+        taps = view.taps((tokens_bw, carry, start_bw), ["", *norms.values()])
         segment = Segment.of(start_bw, carry["length"])
-        found = {
+        by_layer = {
             path: layer_statistics(
                 layer, taps[norms[path]], segment, carry["blocks"][path.split("/")[-2]]
             )
             for path, layer in layers.items()
         }
-        return taps[""][1], found
+        return taps[""][1], by_layer
 
     def parts(x_bt: jax.Array) -> jax.Array:
         return x_bt.reshape(x_bt.shape[0], -1, size).swapaxes(0, 1)
 
-    _, found = jax.lax.scan(read, carry, (parts(tokens_bt), parts(start_bt)))
-    return {path: averages(of_parts) for path, of_parts in found.items()}
+    _, by_layer = jax.lax.scan(read, carry, (parts(tokens_bt), parts(start_bt)))
+    return {path: averages(arrays) for path, arrays in by_layer.items()}
 
 
-def averages(found: Statistics) -> Statistics:
+def averages(arrays: Statistics) -> Statistics:
     """The scalars of `state_statistics` from the arrays of `layer_statistics`."""
-    low, high = jnp.quantile(found["kept"], jnp.array([0.05, 0.95]))
-    seeing = found.pop("seeing").sum()
-    entropy_window = found.pop("entropy_window").sum() / seeing
-    return {name: x.mean() for name, x in found.items()} | {
+    low, high = jnp.quantile(arrays["kept"], jnp.array([0.05, 0.95]))
+    seeing = arrays.pop("seeing").sum()
+    entropy_window = arrays.pop("entropy_window").sum() / seeing
+    return {name: x.mean() for name, x in arrays.items()} | {
         "entropy_window": entropy_window,
         "kept_low": low,
         "kept_high": high,
@@ -110,7 +108,7 @@ def layer_statistics(
 ) -> Statistics:
     """`state_statistics` of one layer, from its normalised input [b, t, d].
 
-    Arrays to average; `entropy_window` is a sum over heads and `seeing` tokens.
+    The arrays are still to be averaged; `entropy_window` is a sum over heads and `seeing` tokens.
     """
     cell = layer.cell
     q, k, v = layer.attention.heads(x_btd)
@@ -134,14 +132,14 @@ def layer_statistics(
             "entropy_tokens": entropy(to_tokens) / jnp.log(seen_b)[:, None],
         }
 
-    _, found = layer.scan_states(k, v, segment, carry, cell=watched)
+    _, arrays = layer.scan_states(k, v, segment, carry, cell=watched)
     q_hbjtk = blocks_by_head(layer.state_queries(x_btd), layer.attention.window)
-    state_keys = found.pop("read")[0].transpose(1, 2, 0, 3, 4)
-    found["entropy_read"] = entropy(weights(q_hbjtk, state_keys)) / jnp.log(cell.num_states)
-    found["entropy_window"], found["seeing"] = window_entropy(
+    state_keys = arrays.pop("read")[0].transpose(1, 2, 0, 3, 4)
+    arrays["entropy_read"] = entropy(weights(q_hbjtk, state_keys)) / jnp.log(cell.num_states)
+    arrays["entropy_window"], arrays["seeing"] = window_entropy(
         layer.attention, q, k, v, segment, carry
     )
-    return found
+    return arrays
 
 
 def window_entropy(
@@ -152,15 +150,15 @@ def window_entropy(
     segment: Segment,
     carry: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Entropy of the weights with which tokens read their window, over that of uniform weights.
+    """Entropy of the weights with which tokens read their window, divided by that of uniform ones.
 
     Args:
-      q_bthk, k_bshk, v_bshk: of `attention.heads`.
+      q_bthk, k_bshk, v_bshk: the result of `attention.heads`.
       segment, carry: as in the call of the attention.
 
     Returns:
-      The sum over all heads and all tokens that see two tokens or more, and how many terms it has.
-      One tile after the other, [h, b, size, w + size], is held.
+      The sum over all heads and all tokens that see two tokens or more, and its number of terms.
+      Only one tile of weights, [h, b, size, w + size], is in memory at a time.
     """
     window = {name: carry[name] for name in ("keys", "values")}
     q_hbjtk, blocks, before, bias_hst = attention.blocks_and_bias(
@@ -182,11 +180,11 @@ def window_entropy(
         q, k = cut(q_hbtk, 2, first, size), cut(k_hbsk, 2, first, w + size)
         logits = jnp.einsum("hbtk,hbsk->hbts", q, k, preferred_element_type=jnp.float32)
         logits += bias_hst.swapaxes(1, 2)[:, None]
-        found_hbt = entropy(jax.nn.softmax(jnp.where(seen_bts, logits, MASKED), axis=-1))
+        entropy_hbt = entropy(jax.nn.softmax(jnp.where(seen_bts, logits, MASKED), axis=-1))
         count_bt = seen_bts.sum(axis=-1)
         several_bt = count_bt > 1
-        of_mean_bt = jnp.log(jnp.maximum(count_bt, 2))
-        return jnp.where(several_bt, found_hbt / of_mean_bt, 0).sum(), h * several_bt.sum()
+        uniform_bt = jnp.log(jnp.maximum(count_bt, 2))
+        return jnp.where(several_bt, entropy_hbt / uniform_bt, 0).sum(), h * several_bt.sum()
 
     return jax.lax.map(tile, jnp.arange(0, j * w, size))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,7 +181,8 @@ def test_rows_are_attacked_in_evaluation_mode(net):
     # Of other running statistics the attack is another.
     state = {path: s + 2.0 for path, s in net.state.items()}
     attack = pgd(net, 0.1, random_start=False)
-    assert np.abs(np.asarray(attack(KEY, BATCH, state=state) - attack(KEY, BATCH))).max() > 0.05
+    other = dataclasses.replace(attack, view=net.at(net.params, state))
+    assert np.abs(np.asarray(other(KEY, BATCH) - attack(KEY, BATCH))).max() > 0.05
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -192,7 +195,7 @@ def test_a_model_that_is_sure_is_attacked_all_the_same(norm):
     close(pgd(sure, 0.1, norm)(KEY, right), np.asarray(pgd(plain, 0.1, norm)(KEY, right)), 1e-5)
 
 
-def test_one_program_serves_all_attacks_in_a_norm():
+def test_one_program_serves_all_attacks_in_a_norm_on_trainings_of_one_config():
     view = View.of(Net())
     pgd(view, 0.1)(KEY, BATCH)
     attack_accuracy(view, pgd(view, 0.1), IMAGES, LABELS, key=KEY, batch_size=12)
@@ -205,17 +208,21 @@ def test_one_program_serves_all_attacks_in_a_norm():
         random_search(view, 0.1),
     ):
         attack(KEY, BATCH)
-    doubled = {path: 2 * p for path, p in view.params.items()}
-    pgd(view, 0.1)(KEY, BATCH, doubled)
-    attack_accuracy(view, fgsm(view, 0.1), IMAGES, LABELS, key=KEY, batch_size=12, params=doubled)
+    for other in (view.at({path: 2 * p for path, p in view.params.items()}), View.of(Net(seed=1))):
+        pgd(other, 0.1)(KEY, BATCH)
+        attack_accuracy(other, fgsm(other, 0.1), IMAGES, LABELS, key=KEY, batch_size=12)
     assert len(Net.traces) == traces
 
 
-def test_other_weights_are_attacked_where_they_are_given(line):
-    flipped = {"kernel": -line.params["kernel"]}
+def test_a_model_is_attacked_as_its_view(line):
+    flipped = line.at({"kernel": -line.params["kernel"]})
     expected = np.clip(IMAGES + 0.1 * SIGNS * np.sign(weights(line)), 0, 1)
-    close(fgsm(line, 0.1)(KEY, BATCH, flipped), expected)
-    found = attack_accuracy(line, fgsm(line, 0.1), IMAGES, LABELS, key=KEY, params=flipped)
+    for model in (flipped, flipped.model()):
+        close(fgsm(model, 0.1)(KEY, BATCH), expected)
+    with pytest.raises(UsageError, match="expected an nnx.Module or a View of one, got dict"):
+        fgsm(flipped.params, 0.1)
+    model = flipped.model()
+    found = attack_accuracy(model, fgsm(model, 0.1), IMAGES, LABELS, key=KEY)
     close(found.logits[:, 1], -(expected * weights(line)).sum(axis=(1, 2, 3)), 1e-5)
 
 
@@ -230,16 +237,20 @@ def test_shards_are_attacked_as_one_device(net):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     batch = {"inputs": IMAGES[:8], "targets": LABELS[:8]}
     attack = pgd(net, 0.1, steps=3, restarts=2)
-    found = attack(KEY, batch, mesh=mesh)
+    sharded = dataclasses.replace(attack, view=net.on(mesh))
+    found = sharded(KEY, batch)
     assert len(found.sharding.device_set) == 8 and not found.is_fully_replicated
     close(found, np.asarray(attack(KEY, batch)), 1e-5)
     one, eight = (
-        attack_accuracy(net, attack, IMAGES, LABELS, key=KEY, batch_size=8, mesh=on)
-        for on in (None, mesh)
+        attack_accuracy(of.view, of, IMAGES, LABELS, key=KEY, batch_size=8)
+        for of in (attack, sharded)
     )
     close(eight.logits, one.logits, 1e-4)
+    # The view that predicts says where: the model under attack is moved there.
+    moved = attack_accuracy(sharded.view, attack, IMAGES, LABELS, key=KEY, batch_size=8)
+    close(moved.logits, one.logits, 1e-4)
     with pytest.raises(UsageError, match="batch_size=12 does not divide over 8 devices"):
-        attack(KEY, BATCH, mesh=mesh)
+        sharded(KEY, BATCH)
 
 
 @pytest.mark.parametrize(

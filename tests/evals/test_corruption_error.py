@@ -86,7 +86,7 @@ def test_corrupted_image_sets_are_evaluated_with_their_labels_and_domain(tmp_pat
     ("change", "message"),
     [
         ({"fog": None}, "errors lack fog .1 of 15"),
-        ({"fog": [0.1] * 4}, r"errors of fog of shape \[4\]; expected 5"),
+        ({"fog": [0.1] * 4}, r"errors of fog have shape \[4\]; expected 5"),
         ({"fog": [0.1, 0.2, 30, 0.4, 0.5]}, "error 30 .that of fog at severity 3 in errors."),
         ({"fog": [0.1, 0.2, float("nan"), 0.4, 0.5]}, "error nan"),
         ({"fogg": [0.1] * 5}, "no corruption 'fogg'.*did you mean 'fog'"),
@@ -112,7 +112,7 @@ def test_photographs_and_our_own_frost_are_not_mixed_up():
 
 def test_a_reference_without_errors_is_refused():
     perfect = {**THEIRS, "snow": [0.0] * 5}
-    with pytest.raises(UsageError, match="errors on snow come to 0 in all"):
+    with pytest.raises(UsageError, match="errors on snow sum to 0"):
         evals.mean_corruption_error(OURS, perfect)
     with pytest.raises(UsageError, match="errors on .* come to -"):
         evals.relative_mean_corruption_error(OURS, 0.1, THEIRS, 1.0)

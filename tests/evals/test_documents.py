@@ -80,11 +80,9 @@ def test_every_token_of_every_document_counts_once(view: View, limit: int | None
     edges = (0, 4, 8, 16)
     found = evaluate_documents(
         view,
-        view.params,
         walk(limit),
         init_carry=init_carry,
         edges=edges,
-        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     wanted = {i: reference(text, limit) for i, text in enumerate(TEXTS) if text}
     assert found.documents.tolist() == list(wanted)
@@ -109,11 +107,9 @@ def test_marked_tokens_are_counted_on_their_own(view: View):
     marks = {0: np.arange(33) % 5 == 0, 3: np.ones(1, bool)}  # document 0 in part, 3 but its end
     found = evaluate_documents(
         view,
-        view.params,
         walk(),
         init_carry=init_carry,
         marks=marks,
-        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     wanted = [nats for i, nats in enumerate(reference(TEXTS[0])[:33]) if i % 5 == 0]
     wanted += reference(TEXTS[3])[:1]
@@ -123,63 +119,67 @@ def test_marked_tokens_are_counted_on_their_own(view: View):
 
 
 def test_rows_sharded_over_devices_give_the_same_scores(view: View):
-    one = evaluate_documents(
-        view,
-        view.params,
-        walk(),
-        init_carry=init_carry,
-        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
-    )
-    two = evaluate_documents(
-        view,
-        view.params,
-        walk(),
-        init_carry=init_carry,
-        mesh=make_mesh(MeshConfig(data=2), jax.devices()[:2]),
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    one, two = (
+        evaluate_documents(of, walk(), init_carry=init_carry) for of in (view, view.on(mesh))
     )
     assert np.allclose(one.document_nats, two.document_nats)
 
 
 def test_a_change_of_the_carry_comes_before_every_segment(view: View):
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     forgetful = evaluate_documents(
         view,
-        view.params,
         walk(rows=1),
         init_carry=init_carry,
-        mesh=mesh,
-        before_segment=lambda params, carry: jnp.ones_like(carry) * params["start"],
+        before_segment=lambda view, carry: jnp.ones_like(carry) * view.params["start"],
     )
-    whole = evaluate_documents(view, view.params, walk(rows=1), init_carry=init_carry, mesh=mesh)
+    whole = evaluate_documents(view, walk(rows=1), init_carry=init_carry)
     # 'z' fits one segment; the repetitive ones lose what they had counted.
     losses = forgetful.document_nats - whole.document_nats
     by_name = dict(zip(whole.documents.tolist(), losses, strict=True))
     assert by_name[3] == pytest.approx(0) and by_name[0] > 1 and by_name[4] > 1
 
 
-def test_one_view_compiles_once(view: View):
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+def test_models_of_one_config_share_a_program():
     traced = []
 
-    class Told(Counts):
+    class Traced(Counts):
         def __call__(self, *args):
             traced.append(1)
             return super().__call__(*args)
 
-    told = View.of(Told())
-    for _ in range(2):
-        evaluate_documents(told, told.params, walk(), init_carry=init_carry, mesh=mesh)
+    model = Traced()
+    scores = [
+        evaluate_documents(of, walk(), init_carry=init_carry) for of in (model, View.of(model))
+    ]
+    model.start[...] = 5 * model.start[...]
+    scores.append(evaluate_documents(model, walk(), init_carry=init_carry))
     assert len(traced) == 1
+    assert scores[0].nats == scores[1].nats != scores[2].nats
+
+
+def test_documents_are_scored_in_evaluation_mode():
+    class Dropping(Counts):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, *args):
+            logits_btv, carry = super().__call__(*args)
+            return self.dropout(logits_btv), carry
+
+    scores = [
+        evaluate_documents(model, walk(), init_carry=init_carry) for model in (Dropping(), Counts())
+    ]
+    assert np.array_equal(scores[0].document_nats, scores[1].document_nats)
 
 
 def test_a_position_without_tokens_has_no_loss(view: View):
     found = evaluate_documents(
         view,
-        view.params,
         walk(),
         init_carry=init_carry,
         edges=(0, 500),
-        mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     )
     assert found.bin_counts[1] == 0 and math.isnan(found.loss_by_position[1])
     assert math.isnan(found.bits_per_token(slice(1, None)))
@@ -188,7 +188,7 @@ def test_a_position_without_tokens_has_no_loss(view: View):
 @pytest.mark.parametrize("edges", [(), (1, 2), (0, 4, 4), (0, 8, 4)])
 def test_edges_must_ascend_from_zero(view: View, edges: tuple[int, ...]):
     with pytest.raises(UsageError, match="expected positions that ascend from 0"):
-        evaluate_documents(view, view.params, walk(), init_carry=init_carry, edges=edges)
+        evaluate_documents(view, walk(), init_carry=init_carry, edges=edges)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_the_mean_over_seeds_covers_the_truth_in_19_of_20_cases():
     covered = [low < 1.0 < high for _, low, high in map(mean_over_seeds, draws)]
     assert abs(np.mean(covered) - 0.95) < 0.015
     assert mean_over_seeds([0.5]) == (0.5, -math.inf, math.inf)
-    with pytest.raises(UsageError, match="give one a seed"):
+    with pytest.raises(UsageError, match="give one per seed"):
         mean_over_seeds([])
 
 

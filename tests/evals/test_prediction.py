@@ -6,11 +6,12 @@ import types
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.core import MeshConfig, UsageError, View, make_mesh, param_shardings
+from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.evals import predict
 
 RNG = np.random.default_rng(0)
@@ -74,11 +75,27 @@ def test_float_images_are_those_of_levels(view):
     close(floats.logits, predict(view, IMAGES, LABELS, batch_size=4).logits)
 
 
-def test_other_weights_and_statistics_can_be_given(view):
+def test_other_weights_and_statistics_are_those_of_the_view(view):
     params = {path: p + 1 for path, p in view.params.items()}
     state = {path: s + 1 for path, s in view.state.items()}
-    found = predict(view, IMAGES, LABELS, batch_size=4, params=params, state=state)
+    found = predict(view.at(params, state), IMAGES, LABELS, batch_size=4)
     close(found.logits, written_out(view, IMAGES, params, state))
+
+
+def test_a_model_predicts_as_its_view(view):
+    model = view.model()
+    found = predict(model, IMAGES, LABELS, batch_size=4)
+    np.testing.assert_array_equal(found.logits, predict(view, IMAGES, LABELS, batch_size=4).logits)
+    assert not model.norm.use_running_average  # it stays in training mode
+    with pytest.raises(UsageError, match="expected an nnx.Module or a View of one, got function"):
+        predict(lambda x: x, IMAGES, LABELS)
+
+
+def test_masked_weights_do_not_predict(view):
+    kept = np.arange(12).reshape(4, 3) % 2 == 0
+    found = predict(view.masked({"out/kernel": jnp.asarray(kept)}), IMAGES, LABELS, batch_size=4)
+    masked = {"out/kernel": np.asarray(view.params["out/kernel"]) * kept}
+    close(found.logits, written_out(view, IMAGES, masked))
 
 
 def test_an_image_set_brings_its_labels_and_name(view):
@@ -89,7 +106,7 @@ def test_an_image_set_brings_its_labels_and_name(view):
     assert predict(view, images, batch_size=4, domain="fog/3").domain == "fog/3"
 
 
-def test_one_program_serves_every_call_with_a_view():
+def test_one_program_serves_all_trainings_of_one_config():
     view = new_view()
     compiled = []
 
@@ -104,7 +121,8 @@ def test_one_program_serves_every_call_with_a_view():
         for count in (3, 4, 10):
             predict(view, 255 - IMAGES[:count], LABELS[:count], batch_size=4)
         others = {path: 2 * np.asarray(p) for path, p in view.params.items()}
-        predict(view, IMAGES, LABELS, batch_size=4, params=others)
+        for other in (view.at(others), new_view(seed=1), new_view().model()):
+            predict(other, IMAGES, LABELS, batch_size=4)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(Net.traces) == traces and not compiled
@@ -113,23 +131,30 @@ def test_one_program_serves_every_call_with_a_view():
 def test_a_view_that_was_predicted_by_is_not_kept_alive():
     view = new_view()
     predict(view, IMAGES, LABELS, batch_size=4)
-    kept = weakref.ref(view)
+    alive = weakref.ref(view), weakref.ref(view.params["out/kernel"])
     del view
     gc.collect()
-    assert kept() is None
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_shards_predict_as_one_device(view):
     one = predict(view, IMAGES, LABELS, batch_size=8)
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    close(predict(view, IMAGES, LABELS, batch_size=8, mesh=mesh).logits, one.logits)
-    shardings, _ = param_shardings(view.params, view.axes, mesh)
-    sharded = jax.device_put(view.params, shardings)
-    assert not sharded["out/kernel"].is_fully_replicated
-    # The mesh is that of the parameters.
-    close(predict(view, IMAGES, LABELS, batch_size=8, params=sharded).logits, one.logits)
+    sharded = view.on(mesh)
+    assert not sharded.params["out/kernel"].is_fully_replicated
+    # The mesh is that of the parameters; those on no mesh take the one in force.
+    close(predict(sharded, IMAGES, LABELS, batch_size=8).logits, one.logits)
     with pytest.raises(UsageError, match="batch_size=6 does not divide over 8 devices"):
-        predict(view, IMAGES, LABELS, batch_size=6, params=sharded)
+        predict(sharded, IMAGES, LABELS, batch_size=6)
+    with use_mesh(mesh), pytest.raises(UsageError, match="does not divide over 8 devices"):
+        predict(view, IMAGES, LABELS, batch_size=6)
+
+
+def test_rules_in_force_lay_out_the_batch(view):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    with use_mesh(mesh, (("batch", ("data",)),)):  # over two of the eight
+        found = predict(view.on(mesh), IMAGES, LABELS, batch_size=6)
+    close(found.logits, written_out(view, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -162,5 +187,5 @@ def test_a_model_of_something_else_is_refused():
     with pytest.raises(UsageError, match="batch_size=0; expected 1 or more"):
         predict(new_view(), IMAGES, LABELS, batch_size=0)
     abstract = View.abstract(lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
-    with pytest.raises(UsageError, match="shapes in place of arrays; pass params="):
+    with pytest.raises(UsageError, match="shapes in place of arrays; give it arrays with"):
         predict(abstract, IMAGES, LABELS)

@@ -28,8 +28,9 @@ class Oracle(nnx.Module):
 
 def test_accuracy_is_that_of_each_block():
     batch = TASK.batch(seed=0, index=0, batch_size=64)
-    view = View.of(Oracle(reach=24))
-    found = accuracy_by_block(view, view.params, batch, TASK.block)
+    found = accuracy_by_block(Oracle(reach=24), batch, TASK.block)
+    of_view = accuracy_by_block(View.of(Oracle(reach=24)), batch, TASK.block)
+    np.testing.assert_array_equal(of_view, found)
     late = batch["mask"] & (batch["position"] >= 24)
     zeros = (batch["targets"][late] == 0).mean()
     assert np.isnan(found[0]) and found[1:3].tolist() == [1.0, 1.0]
@@ -38,6 +39,5 @@ def test_accuracy_is_that_of_each_block():
 
 def test_a_block_that_does_not_divide_the_sequence_is_refused():
     batch = TASK.batch(seed=0, index=0, batch_size=2)
-    view = View.of(Oracle(reach=8))
     with pytest.raises(UsageError, match="block=7; expected a divisor of the sequence"):
-        accuracy_by_block(view, view.params, batch, 7)
+        accuracy_by_block(Oracle(reach=8), batch, 7)

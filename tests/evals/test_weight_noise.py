@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,9 +163,9 @@ def test_worst_weights_are_of_all_images_whatever_the_batches(view, labels):
         worst_case_weights(view, IMAGES, labels, rho=0.1, key=KEY, batch_size=size, steps=3)
         for size in (4, 10)
     ]
-    mesh = make_mesh(MeshConfig(data=8))
+    sharded = view.on(make_mesh(MeshConfig(data=8)))
     found.append(
-        worst_case_weights(view, IMAGES, labels, rho=0.1, key=KEY, batch_size=8, steps=3, mesh=mesh)
+        worst_case_weights(sharded, IMAGES, labels, rho=0.1, key=KEY, batch_size=8, steps=3)
     )
     for other in found[1:]:
         for path in other:
@@ -213,16 +215,16 @@ def test_a_curve_is_of_perturbed_weights(view, labels):
     assert len(set(curve.accuracies[0])) > 1
 
 
-def test_no_draw_or_size_is_traced_anew(view, labels):
-    def curves(sizes):
+def test_no_draw_size_or_training_is_traced_anew(view, labels):
+    def curves(view, sizes):
         for kind in ("gaussian", "worst_case"):
             weight_noise_curve(
                 view, IMAGES, labels, kind=kind, sizes=sizes, draws=2, key=KEY, batch_size=4
             )
 
-    curves([0.1])
+    curves(view, [0.1])
     traces = len(Net.traces)
-    curves([0.2, 0.4])
+    curves(View.of(Net(seed=1)), [0.2, 0.4])
     assert len(Net.traces) == traces
 
 
@@ -267,19 +269,20 @@ def test_what_cannot_be_perturbed_is_refused_in_one_line(view, call, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_masked_view_is_perturbed_where_it_keeps_weights_whatever_weights_are_passed():
+def test_a_masked_view_is_perturbed_where_it_keeps_weights_whatever_weights_it_holds():
     dense = View.of(Net())
     keeps = np.random.default_rng(1).random((6, 20)) < 0.3
     masked = dense.masked({"up/kernel": jnp.asarray(keeps)})
+    holds_dense = dataclasses.replace(masked, params=dense.params)
     found = worst_case_weights(
-        masked, IMAGES, LABELS, rho=0.1, key=KEY, steps=3, batch_size=10, params=dense.params
+        holds_dense, IMAGES, LABELS, rho=0.1, key=KEY, steps=3, batch_size=10
     )["up/kernel"]
     start = np.asarray(dense.params["up/kernel"]) * keeps
     np.testing.assert_array_equal(np.asarray(found)[~keeps], 0)
     assert np.linalg.norm(found - start) <= 0.1 * np.linalg.norm(start) * (1 + 1e-5)
     curves = [
         weight_noise_curve(
-            masked,
+            of,
             IMAGES,
             LABELS,
             kind="rms",
@@ -287,8 +290,7 @@ def test_a_masked_view_is_perturbed_where_it_keeps_weights_whatever_weights_are_
             key=KEY,
             draws=3,
             batch_size=10,
-            params=params,
         ).accuracies
-        for params in (dense.params, None)
+        for of in (holds_dense, masked)
     ]
     np.testing.assert_array_equal(*curves)

@@ -35,9 +35,9 @@ def statistics(changes=None, **kwargs):
     params = {**view.params, **(changes(view.params) if changes else {})}
     carry = view.model(params).init_carry(2)
     read = jax.jit(
-        lambda params: state_statistics(view, params, TOKENS, carry, jnp.zeros(TOKENS.shape, bool))
+        lambda view: state_statistics(view, TOKENS, carry, jnp.zeros(TOKENS.shape, bool))
     )
-    return read(params)[PATH], view, params
+    return read(view.at(params))[PATH], view, params
 
 
 def test_a_gate_says_what_it_keeps():
@@ -116,14 +116,15 @@ def test_entropy_of_the_window_is_that_of_its_weights_by_token(kwargs):
         path: p + 0.3 * np.random.default_rng(i).normal(size=p.shape).astype(np.float32)
         for i, (path, p) in enumerate(view.params.items())
     }
-    model = view.model(params)
+    view = view.at(params)
+    model = view.model()
     start = jnp.zeros(TOKENS.shape, bool).at[0, 6].set(True).at[1, 8].set(True)
     # In two calls, so that the window before comes with the carry; tiles of a part of the window.
     with mock.patch.object(attention_module, "tile_size", lambda w: 2):
         _, carry = model(TOKENS[:, :8], None, start[:, :8])
-        found = state_statistics(view, params, TOKENS, model.init_carry(2), start)
-        late = state_statistics(view, params, TOKENS[:, 8:], carry, start[:, 8:])
-        early = state_statistics(view, params, TOKENS[:, :8], model.init_carry(2), start[:, :8])
+        found = state_statistics(view, TOKENS, model.init_carry(2), start)
+        late = state_statistics(view, TOKENS[:, 8:], carry, start[:, 8:])
+        early = state_statistics(view, TOKENS[:, :8], model.init_carry(2), start[:, :8])
     x_btd = model.blocks[0].attention_norm(model.embed(TOKENS))
     doc_bt = np.cumsum(start, axis=1)
     path, name = "blocks/0/attention", "entropy_window"
@@ -182,11 +183,9 @@ def test_no_more_than_the_weights_of_one_block_are_held():
         tokens = jnp.zeros((2, length), jnp.int32)
         carry = view.model().init_carry(2)
         read = jax.jit(
-            lambda params: state_statistics(
-                view, params, tokens, carry, jnp.zeros(tokens.shape, bool)
-            )
+            lambda view: state_statistics(view, tokens, carry, jnp.zeros(tokens.shape, bool))
         )
-        return read.lower(view.params).compile().memory_analysis().temp_size_in_bytes
+        return read.lower(view).compile().memory_analysis().temp_size_in_bytes
 
     of_one_block = 4 * 2 * 2 * 64 * 128  # float32 weights [b, h, w, 2 w]
     assert temporaries(64 * 17) - temporaries(64) < 2 * of_one_block

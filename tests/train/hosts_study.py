@@ -72,9 +72,7 @@ def run(config: Config, record) -> None:
         return view.apply(view.params, size, method="init_carry")
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
-        scores = evals.evaluate_documents(
-            view, state.params, held_out, init_carry=init_carry, mesh=mesh
-        )
+        scores = evals.evaluate_documents(view.at(state.params), held_out, init_carry=init_carry)
         return {"held_out/bits_per_byte": scores.bits_per_byte}
 
     train.run_training(
