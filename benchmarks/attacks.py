@@ -3,8 +3,8 @@
     python -m benchmarks.attacks
     python -m benchmarks.attacks --net=cnn --batch=64
 
-`over_gradients` is the time of PGD with `--steps` steps in l-inf, including checking and placing the
-images, divided by that of as many calls of a jitted gradient of the summed cross-entropy with
+`over_gradients` is the time of PGD with `--steps` steps in l-inf, including checking and placing
+the images, divided by that of as many calls of a jitted gradient of the summed cross-entropy with
 respect to the images; `predict_over_forward` is the time of `evals.predict` divided by that of as
 many jitted forward passes. Float32, on one core. Times are process CPU seconds, the least of
 `--rounds`; the programs take turns.

@@ -2,10 +2,10 @@
 
     python -m benchmarks.corrupted_evaluation
 
-`over_clean` is the time of evaluating the small convolutional net on 19 corruptions at 5 severities,
-read from disk, divided by that of 95 evaluations of the clean images: wall time, the least of
-`--repeats`, taking turns. `making_over_clean` is the same for the first evaluation, which makes the
-sets. Images are random colours, 32 by 32: the work does not depend on them.
+`over_clean` is the time of evaluating the small convolutional net on 19 corruptions at 5
+severities, read from disk, divided by that of 95 evaluations of the clean images: wall time, the
+least of `--repeats`, taking turns. `making_over_clean` is the same for the first evaluation, which
+makes the sets. Images are random colours, 32 by 32: the work does not depend on them.
 """
 
 from __future__ import annotations
