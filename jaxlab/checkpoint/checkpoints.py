@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside the training, whole or not at all, read back to the bit."""
+"""Checkpoints of a run: saved while training goes on, whole or not at all, restored exactly."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
 from jaxlab import __version__
-from jaxlab.checkpoint.background import Background
-from jaxlab.checkpoint.joined import join, joined_paths, parts_of, split
-from jaxlab.checkpoint.joined import targets as targets_of
-from jaxlab.checkpoint.manifest import (
-    ARRAY_ITEMS,
+from jaxlab.checkpoint.contents import (
     by_path,
     carry_has_other_rows,
-    checksums_of,
-    checksums_on_host,
+    checksums,
     leaves_of,
     params_targets,
     part,
     require_same_leaves,
-    sums_of,
 )
-from jaxlab.checkpoint.saving import QuietErrors, cause_of, close_failed, remove_folders
+from jaxlab.checkpoint.failures import QuietErrors, cause_of, close_failed, remove_folders
+from jaxlab.checkpoint.joined import join, joined_paths, split
+from jaxlab.checkpoint.joined import targets as targets_of
+from jaxlab.checkpoint.manager import open_manager
 from jaxlab.core import (
     Params,
     UsageError,
@@ -41,9 +38,6 @@ from jaxlab.core import (
     num_processes,
     on_main_process,
 )
-
-if TYPE_CHECKING:
-    from orbax.checkpoint import CheckpointManager
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +128,8 @@ class Checkpoints:
         self._read_only = read_only
         if not read_only:
             on_main_process(lambda: _make_folder(self.folder))
-        self._background = Background("checkpoint")
-        pause = self._background.pause if not read_only and _beside_steps() else None
         self._open = functools.partial(
-            _open_manager, self.folder, keep_last, keep_every, keep_best, read_only, pause
+            open_manager, self.folder, keep_last, keep_every, keep_best, read_only
         )
         self._manager = self._open()
         self._saving: int | None = None
@@ -155,61 +147,48 @@ class Checkpoints:
     ) -> None:
         """Saves the state under its step; the files are written while the next steps run.
 
-        On the CPU all of it is done beside the steps, from a copy of the state, on a thread that
-        lets them go first, and an item at a time with pauses, so that no step bears it all: it
-        takes about four seconds, unless it is waited for. On other devices, where a copy may have
-        no room, it returns when the arrays have arrived in the host's memory. With several hosts
-        all of them call it, and each writes its part of the arrays.
+        It waits for the save before, and for `state` to be computed and, on accelerators, copied
+        to the host. With several processes all of them call it, and each writes its part of the
+        arrays.
 
         Args:
           state: may be donated as soon as this returns.
-          data_state: the place in the data that belongs to it, as plain JSON.
-          meta: what tells this run from others, as plain JSON; the version is added.
-          measured: metrics by `split/name`, with `best_metric` among them where it is known.
+          data_state: the position in the data that belongs to it, as plain JSON.
+          meta: identifies the run, as plain JSON; the version is added.
+          measured: metrics by `split/name`, including `best_metric` where it is known.
 
         Raises:
-          WriteError: the disk takes no more, now or in the save before; see `wait`.
+          WriteError: the disk is full or fails, now or in the save before; see `wait`.
         """
         from orbax.checkpoint import args
 
-        from jaxlab.checkpoint.pieces import ItemSave
-
         self.wait()
-        step, beside = int(state.step), _beside_steps()
+        step = int(state.step)
         rank = self._rank(measured or {}, step)
-        taken = _taken(state)
-
-        def write() -> None:
-            if beside:
-                self._background.pause()
-            own = {
-                "caller": dict(meta or {}) | {"jaxlab": __version__},
-                "leaves": taken.leaves,
-                "joined": taken.joined,
-                "checksums": taken.checksums(),
-            }
-            arrays = {name: ItemSave(item) for name, item in taken.items.items()}
+        items = state.items()
+        leaves = by_path(items)
+        joined = joined_paths(leaves)
+        own = {
+            "caller": dict(meta or {}) | {"jaxlab": __version__},
+            "leaves": leaves_of(items),
+            "joined": joined,
+            "checksums": checksums(leaves),
+        }
+        arrays = _in_items(join(leaves, joined))
+        self._saving = step
+        with self._writing():
+            # Orbax returns when it holds numpy arrays of the state. On CPUs they share its memory,
+            # and XLA then computes a step that donates it elsewhere.
             self._manager.save(
                 step,
                 args=args.Composite(
-                    **arrays, data=args.JsonSave({"state": data_state}), meta=args.JsonSave(own)
+                    **{name: args.StandardSave(item) for name, item in arrays.items()},
+                    data=args.JsonSave({"state": data_state}),
+                    meta=args.JsonSave(own),
                 ),
                 # The manager ranks from worst to best by this.
                 metrics=None if rank is None else {"rank": rank},
             )
-            if beside:
-                self._manager.wait_until_finished()
-
-        self._saving = step
-        if beside:
-            self._background.start(write)
-        else:
-            with self._writing():
-                write()
-
-    def prepare(self, state: Saveable) -> None:
-        """Compiles what `save` needs, so that the first one takes no longer than the others."""
-        _taken(state)
 
     def restore(self, target: Saveable) -> Restored | None:
         """Reads the newest checkpoint that can be read.
@@ -299,15 +278,12 @@ class Checkpoints:
             before it stay.
         """
         with self._writing():
-            self._background.wait()
             self._manager.wait_until_finished()
         self._saving = None
 
     def check(self) -> None:
         """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
-        if self._saving is None or self._background.busy:
-            return
-        if not self._manager.is_saving_in_progress():
+        if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def close(self) -> None:
@@ -315,10 +291,8 @@ class Checkpoints:
         try:
             if not self._failed:
                 with self._writing():
-                    self._background.wait()
                     self._manager.close()
         finally:
-            self._background.close()
             self._quiet.close()
 
     def __enter__(self) -> Checkpoints:
@@ -403,14 +377,7 @@ class Checkpoints:
         return Restored(state, self._json(step, "data")["state"], meta["caller"])
 
     def _meta(self, step: int) -> dict[str, Any]:
-        meta = self._json(step, "meta")
-        if "joined" not in meta:
-            version = meta["caller"].get("jaxlab", "an older version")
-            raise UsageError(
-                f"the checkpoint of step {step} in {self._where()} was written by jaxlab {version} "
-                "in a form of before, with every array apart; go on with the version that wrote it"
-            )
-        return meta
+        return self._json(step, "meta")
 
     def _json(self, step: int, item: str) -> Any:
         from orbax.checkpoint import args
@@ -422,22 +389,19 @@ class Checkpoints:
     ) -> dict[str, Any]:
         from orbax.checkpoint import args
 
-        from jaxlab.checkpoint.pieces import ItemRestore
-
         leaves, joined = by_path(targets), meta["joined"]
         wanted = {
-            name: ItemRestore(item) for name, item in _in_items(targets_of(leaves, joined)).items()
+            name: args.StandardRestore(item)
+            for name, item in _in_items(targets_of(leaves, joined)).items()
         }
         restored = self._manager.restore(step, args=args.Composite(**wanted))
         read = by_path({name: restored[name] for name in targets})
         arrays = split(read, leaves, joined)
-        found = jax.tree.unflatten(jax.tree.structure(targets), [arrays[path] for path in leaves])
         # The file format notices a file cut short, but not a flipped bit.
-        counted = checksums_on_host(arrays) if _beside_steps() else checksums_of(sums_of(arrays))
-        for path, checksum in counted.items():
+        for path, checksum in checksums(arrays).items():
             if checksum != meta["checksums"][path]:
-                raise OSError(f"{path} is not what was saved")
-        return found
+                raise OSError(f"{path} differs from what was saved")
+        return jax.tree.unflatten(jax.tree.structure(targets), [arrays[path] for path in leaves])
 
     def _rank(self, measured: Mapping[str, Any], step: int) -> float | None:
         if self._metric is None:
@@ -477,49 +441,6 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _beside_steps() -> bool:
-    """Whether a save is left to a thread, with a copy of the state, as all lies with the host."""
-    return num_processes() == 1 and jax.default_backend() == "cpu"
-
-
-class _Taken(NamedTuple):
-    """What is saved of a state, safe from the next step: arrays in items, and what tells of it."""
-
-    items: dict[str, dict[str, jax.Array]]
-    leaves: dict[str, list[Any]]
-    joined: dict[str, list[str]]
-    checksums: Callable[[], dict[str, int]]
-
-
-def _taken(state: Saveable) -> _Taken:
-    arrays, tree = jax.tree.flatten(state.items())
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays]
-    paths, leaves, joined = _layout(tree, tuple(shapes))
-    found = dict(zip(paths, arrays, strict=True))
-    beside = _beside_steps()
-    saved = join(found, joined, copy=beside)
-    if beside:
-        # Of the copies, when they are written: the next step need not wait for them.
-        of_shapes = dict(zip(paths, shapes, strict=True))
-        return _Taken(
-            _in_items(saved),
-            leaves,
-            joined,
-            lambda: checksums_on_host(parts_of(saved, of_shapes, joined)),
-        )
-    sums = sums_of(found)
-    return _Taken(_in_items(saved), leaves, joined, lambda: checksums_of(sums))
-
-
-@functools.lru_cache(maxsize=8)
-def _layout(
-    tree: jax.tree_util.PyTreeDef, shapes: tuple[jax.ShapeDtypeStruct, ...]
-) -> tuple[tuple[str, ...], dict[str, list[Any]], dict[str, list[str]]]:
-    """Paths, shapes and companions of the arrays: to write them out takes longer than to save."""
-    leaves = by_path(jax.tree.unflatten(tree, shapes))
-    return tuple(leaves), leaves_of(leaves), joined_paths(leaves)
-
-
 def _in_items(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     for path, array in arrays.items():
@@ -535,60 +456,3 @@ def _make_folder(folder: pathlib.Path) -> None:
             f"checkpoint folder {os.fspath(folder)!r} cannot be made ({error.strerror}); give a "
             "workdir that can be written"
         ) from None
-
-
-def _open_manager(
-    folder: pathlib.Path,
-    keep_last: int,
-    keep_every: int | None,
-    keep_best: int | None,
-    read_only: bool,
-    pause: Callable[[], object] | None,
-) -> CheckpointManager:
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as policies
-
-    from jaxlab.checkpoint.pieces import ItemHandler
-
-    # max_to_keep with a best one would delete the newest: the policies are joined instead.
-    kept = [policies.LatestN(keep_last)]
-    if keep_every is not None:
-        kept.append(policies.EveryNSteps(keep_every))
-    if keep_best is not None:
-        kept.append(
-            policies.BestN(
-                get_metric_fn=_rank_of, n=keep_best, keep_checkpoints_without_metrics=False
-            )
-        )
-    with _no_warnings() if read_only else contextlib.nullcontext():
-        return ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                # Without it the manager neither writes nor reads metrics.
-                best_fn=_rank_of if read_only or keep_best is not None else None,
-                cleanup_tmp_directories=not read_only,
-                create=False,
-                read_only=read_only,
-            ),
-            item_handlers={
-                **{name: ItemHandler(pause) for name in ARRAY_ITEMS},
-                **{name: ocp.JsonCheckpointHandler() for name in ("data", "meta")},
-            },
-        )
-
-
-def _rank_of(metrics: Mapping[str, float]) -> float:
-    return metrics["rank"]
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Keeps orbax from warning that a folder opened to read will not be written."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        absl.setLevel(level)

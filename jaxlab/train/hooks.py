@@ -65,8 +65,6 @@ class SaveCheckpoint(Hook):
 
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""
-        if run.step - 1 == self._begun:  # where that step is compiled, and its place is kept
-            self._checkpoints.prepare(run.state)
         self._checkpoints.check()
         if run.step % self._save_every == 0:
             self._save(run)
