@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlab.planning.program import Array, Instruction, Program
+from jaxlab.planning.hlo import Array, Instruction, Program
 
 KINDS = (
     "all-reduce",

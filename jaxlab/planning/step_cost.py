@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from jaxlab.core import Chip
 from jaxlab.planning.collectives import Collective, collectives, sent_rate
+from jaxlab.planning.hlo import read_program
 from jaxlab.planning.pods import Pod, silent_stderr
-from jaxlab.planning.program import read_program
 
 DAY = 86_400
 

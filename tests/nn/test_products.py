@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlab.core import UsageError, make_mesh, use_mesh
 from jaxlab.nn import FeedForward
 from jaxlab.nn.products import matmul
-from jaxlab.planning.program import read_program
+from jaxlab.planning.hlo import read_program
 
 
 def numbers(*shape, seed=0):

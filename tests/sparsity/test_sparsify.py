@@ -21,7 +21,7 @@ from jaxlab.core import (
     place_rows,
     to_dict,
 )
-from jaxlab.planning.program import read_program
+from jaxlab.planning.hlo import read_program
 
 OPTIMIZERS = {
     "sgd": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.01, 0.9)),

@@ -16,7 +16,7 @@ from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, co
 from jaxlab.nn.cpu.compiled_attention import Reading, attend_ranges, attend_readings
 from jaxlab.nn.tiles import MASKED, attend_heads
 from jaxlab.objectives import next_token
-from jaxlab.planning.program import read_program
+from jaxlab.planning.hlo import read_program
 
 
 def problem(n, t, s, h, g, k, m=0, masked=False):

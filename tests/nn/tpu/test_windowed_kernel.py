@@ -189,7 +189,7 @@ from flax import nnx
 from jaxlab import core
 from jaxlab.nn import Attention, T5Bias
 from jaxlab.planning.pods import tpu_pod
-from jaxlab.planning.program import read_program
+from jaxlab.planning.hlo import read_program
 
 pod = tpu_pod("{topology}")
 mesh = core.make_mesh(core.MeshConfig(data=-1, tensor=2), pod.devices)

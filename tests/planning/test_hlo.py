@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab.core import MeshConfig, make_mesh
 from jaxlab.planning.collectives import _axes, _groups, collectives
-from jaxlab.planning.program import Instruction, read_program
+from jaxlab.planning.hlo import Instruction, read_program
 
 
 @pytest.fixture(scope="module")
