@@ -11,8 +11,7 @@ For each preset (forward and backward, float32, state carried, no optimiser):
   `flops_over_slide`, the same of useful FLOPs;
 * `double_segment`: time of a step on segments twice as long, same window;
 * `first_step_cpu_s`: CPU seconds of tracing, compilation and the first step, and `peak_rss_mb`,
-  the most memory of the process by the end of the second (what the compiler took is given back
-  before the first: `train.keep_place`);
+  the process's peak memory by the end of the second;
 * `compilations_after_first_step`: counted by jax itself.
 
 `--kernel=compiled` takes the compiled code of `jaxlab.nn.cpu.compiled` for attention and products.
@@ -195,7 +194,6 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
 
     from jaxlab.core import View
     from jaxlab.objectives import next_token
-    from jaxlab.train import keep_place
 
     view = View.of(model)
     tokens = jax.random.randint(jax.random.key(0), (b, t + 1), 0, 256)
@@ -218,10 +216,7 @@ def training_step(model, b: int, t: int) -> Callable[[], None]:
     held = {"carry": model.init_carry(b)}
 
     def run() -> None:
-        if "step" not in held:
-            held["step"] = step.lower(view.params, held["carry"], batch).compile()
-            keep_place(held["step"].memory_analysis().temp_size_in_bytes)
-        value, held["carry"], grads = held["step"](view.params, held["carry"], batch)
+        value, held["carry"], grads = step(view.params, held["carry"], batch)
         jax.block_until_ready((value, held["carry"], grads))
 
     return run

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, and along which axes of the mesh."""
+"""The collectives of a compiled program: what devices send each other, over which mesh axes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Operations of one kind along the same axes.
+    """All collectives of one kind over the same mesh axes.
 
     Attributes:
-      kind: as XLA calls it.
-      axes: of the mesh, those along which the devices of a group differ.
-      group: devices of a group.
-      span: from the first to the last device of a group, in the order of the mesh.
-      count: operations in one step, those in loops as often as they run.
-      payload: bytes a device and step: of what is reduced, of what was gathered, or of what is
-        scattered or passed on.
-      sent: bytes that a device must send at least for that, as in a ring.
+      kind: XLA's name, one of `KINDS`.
+      axes: the mesh axes along which the devices of a group differ.
+      group: devices in a group.
+      span: devices from the first to the last of a group, in mesh order.
+      count: operations in one step; those in loops count every time they run.
+      payload: bytes per device and step that are reduced, gathered, scattered or passed on.
+      sent: bytes that each device must send for that, a lower bound that a ring reaches.
     """
 
     kind: str
@@ -48,8 +47,8 @@ class Collective:
 
 
 def collectives(program: Program, mesh: Mesh) -> list[Collective]:
-    """All of a program, joined by kind and axes, the most bytes first."""
-    found: dict[tuple[str, tuple[str, ...], int, int], list[float]] = {}
+    """The collectives of a program by kind and axes, most bytes sent first."""
+    totals: dict[tuple[str, tuple[str, ...], int, int], list[float]] = {}
     for count, each in _by_channel(program):
         kind = each.opcode.removesuffix("-start")
         groups = _groups(each, mesh.size)
@@ -59,30 +58,30 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
         if group < 2:
             continue
         span = max(max(members) - min(members) + 1 for members in groups)
-        sums = found.setdefault((kind, axes, group, span), [0.0, 0.0, 0.0])
+        sums = totals.setdefault((kind, axes, group, span), [0.0, 0.0, 0.0])
         for i, more in enumerate((1.0, payload, payload * sent_rate(kind, group))):
             sums[i] += count * more
-    rows = [Collective(*key, *sums) for key, sums in found.items()]
+    rows = [Collective(*key, *sums) for key, sums in totals.items()]
     return sorted(rows, key=lambda row: -row.sent)
 
 
 def _by_channel(program: Program) -> list[tuple[float, Instruction]]:
-    """How often each operation runs, and itself.
+    """Each collective with the number of times it runs.
 
-    The TPU compiler writes one operation down several times, once for each fusion that it runs
-    beside; they share a channel.
+    The TPU compiler lists one operation several times, once for each fusion that it overlaps with;
+    the copies share a channel.
     """
-    found: dict[str, tuple[float, Instruction]] = {}
+    channels: dict[str, tuple[float, Instruction]] = {}
     for count, _, each in program.instructions():
         if each.opcode.removesuffix("-start") in KINDS:
             channel = each.attribute("channel_id") or each.name
-            before, _ = found.get(channel, (0.0, each))
-            found[channel] = (max(count, before), each)
-    return list(found.values())
+            before, _ = channels.get(channel, (0.0, each))
+            channels[channel] = (max(count, before), each)
+    return list(channels.values())
 
 
 def _payload(each: Instruction, kind: str) -> float:
-    """Bytes of the result; of a reduce-scatter, which makes a part of them, all of the parts."""
+    """Bytes of the result; of a reduce-scatter, whose result is one part, of all parts."""
     result: Iterable[Array] = each.result
     if each.opcode.endswith("-start") and kind != "all-reduce":
         # (operands, results, ...): what was gathered is the larger of the two.
@@ -95,7 +94,7 @@ def _payload(each: Instruction, kind: str) -> float:
 
 
 def sent_rate(kind: str, group: float) -> float:
-    """Bytes that each member of a group sends at least for each byte of payload."""
+    """Bytes that each member of a group must send per byte of payload."""
     if group <= 1:
         return 0.0
     if kind == "all-reduce":
@@ -106,7 +105,7 @@ def sent_rate(kind: str, group: float) -> float:
 
 
 def _groups(each: Instruction, size: int) -> list[list[int]]:
-    """The groups of devices, by their place in the mesh."""
+    """The groups of devices, by their index in the mesh."""
     text = each.attributes
     if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
         return [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]
@@ -121,16 +120,16 @@ def _groups(each: Instruction, size: int) -> list[list[int]]:
 
 
 def _counted(dims: str, transposed: str | None) -> np.ndarray:
-    """The numbers from 0 on in the shape `dims`, with its axes moved."""
+    """0, 1, 2, ... in the shape `dims`, then transposed."""
     numbers = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
     return numbers.transpose(_ints(transposed)) if transposed else numbers
 
 
 def _named_groups(axes: str, order: str, along: str) -> list[list[int]]:
-    """Groups along axes of a mesh of the compiler's own.
+    """Groups along axes of a mesh that the compiler defines in the program.
 
-    For example `'a'=2,'b'=4`, the order `, device_ids=([4,2]T(1,0)) `, and `'a','b':(2)2`: all of
-    axis a, and of axis b the part of size 2 behind one of size 2.
+    For example axes `'a'=2,'b'=4`, order `, device_ids=([4,2]T(1,0)) `, along `'a','b':(2)2`: all
+    of axis a, and the sub-axis of size 2 of axis b that follows one of size 2.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
     numbers = np.arange(math.prod(sizes.values()))
@@ -154,11 +153,11 @@ def _named_groups(axes: str, order: str, along: str) -> list[list[int]]:
 
 
 def _axes(groups: list[list[int]], mesh: Mesh) -> tuple[str, ...]:
-    """Axes along which the devices of some group differ."""
+    """The mesh axes along which the devices of some group differ."""
     sizes = tuple(mesh.shape.values())
     places = np.array([np.unravel_index(group, sizes) for group in groups[:64]])  # [g, axis, n]
     differ = (places != places[:, :, :1]).any(axis=(0, 2))
-    return tuple(name for name, found in zip(mesh.axis_names, differ, strict=True) if found)
+    return tuple(name for name, differs in zip(mesh.axis_names, differ, strict=True) if differs)
 
 
 def _ints(text: str) -> list[int]:

@@ -1,8 +1,8 @@
-"""A compiled program as text, read: its instructions, how often each runs, FLOPs and traffic.
+"""Reads a compiled program (HLO text): its instructions, how often each runs, FLOPs, traffic.
 
-XLA's own cost analysis counts the body of a loop once. Here every computation has the number of
-times it runs, from the lengths of the loops around it. Into a kernel (Pallas) nobody looks: it
-counts for the FLOPs that it says of itself, and for its operands and results.
+XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it
+runs, by the lengths of the loops around it. Kernels (Pallas) are opaque: they count for the FLOPs
+of their own estimate, and for their operands and results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bytes of an element; float8 of all kinds is found by its prefix, int4 takes half.
+# Bytes of an element; every float8 type is found by its prefix.
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -37,7 +37,7 @@ _BYTES = {
 }
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-# These only name, bundle or wait for what others made.
+# These only name, bundle or wait for the results of others.
 _FREE = frozenset(
     (
         "parameter",
@@ -63,9 +63,9 @@ class Array:
     """One array of an instruction's result.
 
     Attributes:
-      dtype: as XLA writes it, for example 'bf16'.
-      shape: of one device.
-      in_main_memory: false where the compiler keeps it in memory on the chip.
+      dtype: XLA's name, for example 'bf16'.
+      shape: on one device.
+      in_main_memory: False where the compiler keeps it in on-chip memory.
     """
 
     dtype: str
@@ -92,7 +92,8 @@ class Instruction:
       name, opcode: for example 'dot.3' and 'dot'.
       result: its arrays, those of a tuple in order.
       operands: names of instructions of the same computation.
-      attributes: the text behind the operands.
+      attributes: the text after the operands.
+      argument: the text between the parentheses.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Instruction:
     argument: str = ""
 
     def attribute(self, name: str) -> str | None:
-        """The value of an attribute that is one word."""
+        """The value of a one-word attribute, or None."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return None if found is None else found.group(1)
 
@@ -115,14 +116,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A list of instructions, the last one its result."""
+    """Instructions by name; `root` names the one that is the result."""
 
     name: str
     instructions: dict[str, Instruction]
     root: str
 
     def operands(self, of: Instruction) -> list[Instruction]:
-        """The instructions that made the operands."""
+        """The instructions that compute the operands."""
         return [self.instructions[name] for name in of.operands if name in self.instructions]
 
 
@@ -132,8 +133,8 @@ class Program:
 
     Attributes:
       computations: by name.
-      entry: name of the one that starts.
-      unknown_loops: loops whose length the text does not tell; they count as one round.
+      entry: name of the one that runs first.
+      unknown_loops: loops whose length the text does not state; their bodies count once.
     """
 
     computations: dict[str, Computation]
@@ -143,7 +144,7 @@ class Program:
     _fused: frozenset[str]
 
     def instructions(self) -> Iterator[tuple[float, Computation, Instruction]]:
-        """How often each runs, where it stands, and itself; also those inside fusions."""
+        """Yields how often each instruction runs, its computation, and itself; fusions included."""
         for name, count in self._counts.items():
             computation = self.computations[name]
             for instruction in computation.instructions.values():
@@ -151,28 +152,25 @@ class Program:
 
     @functools.cached_property
     def flops(self) -> float:
-        """FLOPs of the matrix products and convolutions that one device executes.
-
-        Those of kernels are `kernel_flops`.
-        """
+        """FLOPs of matrix products, convolutions and kernels on one device."""
         return self.kernel_flops + sum(
             count * _flops(where, each) for count, where, each in self.instructions()
         )
 
     @functools.cached_property
     def kernel_flops(self) -> float:
-        """FLOPs that kernels say of themselves; 0 of those that are silent.
+        """FLOPs of kernels by their own estimate; 0 for kernels without one.
 
-        They say it in `pl.CostEstimate`, or in an attribute `flops` of a call through `jax.ffi`.
+        The estimate is a `pl.CostEstimate`, or the attribute `flops` of a call through `jax.ffi`.
         """
         return sum(count * _stated_flops(each) for count, _, each in self.instructions())
 
     @functools.cached_property
     def traffic(self) -> float:
-        """Bytes that one device reads from and writes to main memory, as the program is fused.
+        """Bytes that one device reads from and writes to main memory, given the fusions.
 
-        Every instruction reads its operands and writes its result, except what the compiler keeps
-        on the chip; slices count for what is in them, and an update in place for what it writes.
+        Every instruction reads its operands and writes its result, except arrays kept on the chip.
+        A slice reads only the part it takes, and an in-place update writes only what changes.
         """
         return sum(
             count * self._traffic(where, each)
@@ -200,8 +198,8 @@ class Program:
 def read_program(text: str) -> Program:
     """Reads the text of a compiled program, from `compiled.as_text()`.
 
-    A loop runs as often as its `known_trip_count` says, else as its condition `i < constant` does
-    (loops of JAX count from 0 by 1), else once.
+    The length of a loop is its `known_trip_count`, else the constant of its condition
+    `i < constant` (JAX's loops count from 0 by 1), else unknown, taken as 1.
     """
     computations, entry = _computations(text)
     counts: dict[str, float] = {}
@@ -232,7 +230,7 @@ def read_program(text: str) -> Program:
 
 
 def _called(each: Instruction) -> list[str]:
-    """Computations that run once with the instruction: not those of a reduction's elements."""
+    """Computations that run once per instruction: not those applied to each element."""
     if each.opcode not in ("fusion", "call", "conditional") and "-start" not in each.opcode:
         return []
     branches = re.search(r"branch_computations=\{([^}]*)\}", each.attributes)
@@ -308,7 +306,7 @@ def _closing(text: str, opens: int) -> int:
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    # Memory spaces other than 0 are on the chip, or on the host.
+    # Memory spaces other than 0 are on the chip or on the host.
     return tuple(
         Array(dtype, _ints(dims), not re.search(r"S\([1-9]", layout))
         for dtype, dims, layout in _ARRAY.findall(text)
@@ -371,7 +369,7 @@ def _flops(where: Computation, each: Instruction) -> float:
 
 
 def _convolution_flops(each: Instruction, left: Array, right: Array) -> float:
-    """2 FLOPs for every product of an input with a kernel element: none in padding or holes."""
+    """2 FLOPs for every product of an input and a kernel element, none for padding or holes."""
     found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
     if found is None:
         return 0
@@ -412,7 +410,7 @@ def _window(attributes: str) -> str:
 def _window_products(
     size: int, kernel: int, output: int, pad: int, stride: int, hole: int, step: int
 ) -> int:
-    """Pairs of an output and a kernel position that meet an input."""
+    """Number of pairs (output, kernel position) that read an input element."""
     extent = (size - 1) * hole + 1
     count = 0
     for k in range(kernel):

@@ -1,4 +1,4 @@
-"""Devices that are planned for and need not be there: TPU topologies, and virtual ones."""
+"""Devices to plan for without having them: TPU topologies and virtual CPU devices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import jax
 from jaxlab.core import CHIPS, Chip, UsageError, chip, nearest
 
 MAX_VIRTUAL = 2048
-"""Virtual CPU devices that one process can have."""
+"""The most virtual CPU devices of one process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """Devices to compile for, and the chips that they stand for.
+    """Devices to compile for, and the chips they represent.
 
     Attributes:
-      name: for people.
-      devices: of JAX.
-      chip: what is known of each chip; None where it was not named.
-      num_chips: a TPU v4 has two devices a chip, all others one.
-      price: of one chip for an hour, in whatever currency; None where it was not given.
+      name: shown to the user.
+      devices: JAX devices.
+      chip: the specification of each chip; None if none was named.
+      num_chips: chips in all; a TPU v4 has two devices a chip, all others one.
+      price: of one chip for an hour, in any currency; None if unknown.
     """
 
     name: str
@@ -38,20 +38,24 @@ class Pod:
 
     @property
     def share(self) -> float:
-        """The part of a chip that one device is."""
+        """Chips per device: 1/2 on a TPU v4, else 1."""
         return self.num_chips / len(self.devices)
 
     @property
     def platform(self) -> str:
-        """What programs for it run on."""
+        """The platform of the chips: cpu, gpu or tpu."""
         return self.devices[0].platform if self.chip is None else self.chip.platform
 
 
 def tpu_pod(topology: str, price: float | None = None) -> Pod:
-    """A TPU topology such as `v5e:16x16`, for the real compiler; it needs libtpu and no TPU.
+    """A TPU topology such as `v5e:16x16`, to compile for with the TPU compiler; needs no TPU.
+
+    Args:
+      topology: `CHIP:LAYOUT`, the layout in chips.
+      price: of one chip for an hour.
 
     Raises:
-      UsageError: libtpu is not installed; a topology that there is not.
+      UsageError: libtpu is not installed; an unknown topology.
     """
     name, _, layout = topology.partition(":")
     known = {c.name: c for c in CHIPS.values() if c.platform == "tpu"}
@@ -69,24 +73,29 @@ def tpu_pod(topology: str, price: float | None = None) -> Pod:
         ) from None
     from jax.experimental import topologies
 
-    # Nobody is asked whether this machine is a TPU's, logs stay away, and others may plan as well.
+    # Don't query the metadata server, don't log, and let other processes load libtpu too.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     os.environ.setdefault("TPU_LOG_DIR", "disabled")
     try:
         with silent_stderr():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except jax.errors.JaxRuntimeError as error:
         words = " ".join(str(error).split())[:160]
         raise UsageError(f"--topology={topology} is not one of {name}: {words}") from None
-    chips = len({tuple(device.coords) for device in found})
-    return Pod(topology, tuple(found), known[name], chips, price)
+    chips = len({tuple(device.coords) for device in devices})
+    return Pod(topology, tuple(devices), known[name], chips, price)
 
 
 def virtual_pod(count: int, hardware: str | None = None, price: float | None = None) -> Pod:
-    """The virtual CPU devices of this process, which stand for as many chips of a kind.
+    """The virtual CPU devices of this process, each representing one chip.
+
+    Args:
+      count: their number.
+      hardware: the chip that they represent, such as `H100`; None leaves the time unknown.
+      price: of one chip for an hour.
 
     Raises:
-      UsageError: a chip that is not known.
+      UsageError: an unknown chip.
     """
     stands_for = None if hardware is None else chip(hardware)
     name = f"{count} virtual devices" + ("" if stands_for is None else f" for {stands_for.name}")
@@ -95,15 +104,19 @@ def virtual_pod(count: int, hardware: str | None = None, price: float | None = N
 
 @contextlib.contextmanager
 def silent_stderr(until_it_fails: bool = False) -> Iterator[None]:
-    """Keeps what C++ says on the standard error stream to itself, or shows it upon an error."""
+    """Discards what C++ code writes to standard error.
+
+    Args:
+      until_it_fails: write it out after all if the block raises.
+    """
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
         try:
             yield
         except BaseException:
-            said.seek(0)
-            os.write(saved, said.read() if until_it_fails else b"")
+            written.seek(0)
+            os.write(saved, written.read() if until_it_fails else b"")
             raise
         finally:
             os.dup2(saved, 2)

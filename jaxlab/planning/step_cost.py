@@ -1,4 +1,4 @@
-"""What a step takes on devices that need not be there: memory, FLOPs, traffic, time and cost."""
+"""The cost of a training step, from its compiled program: memory, FLOPs, traffic, time, money."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """One compiled step, seen from one device.
+    """The cost of one compiled step on each device.
 
     Attributes:
-      arguments, temporaries: bytes that the compiler sets aside: the state and the batch, and all
-        else at its peak, gradients included.
-      outputs: bytes of results that take no argument's place.
-      gradients: bytes of the gradients, which lie like the parameters.
-      flops: of matrix products and convolutions, those computed twice included; of kernels what
-        they say of themselves.
-      kernel_flops: the part of it that kernels say.
-      traffic: bytes between the chip and its memory, at least.
-      accessed: the compiler's own count of such bytes, where it gives one; bodies of loops count
-        once, kernels for what they say.
+      arguments: bytes of the state and the batch.
+      temporaries: bytes of everything else at its peak, gradients included.
+      outputs: bytes of results that do not reuse an argument's buffer.
+      gradients: bytes of the gradients, which are sharded like the parameters.
+      flops: of matrix products and convolutions, recomputation included, and of kernels by their
+        own estimate.
+      traffic: bytes moved between the chip and its memory, a lower bound.
       collectives: see `Collective`.
-      unknown_loops: loops whose length the program does not tell; they count once.
-      optimal_seconds: the compiler's own estimate, where it gives one.
-      compile_seconds: what the compiler took.
+      unknown_loops: loops whose length the program does not state; their bodies count once.
+      optimal_seconds: the compiler's estimate of the time, if it gives one.
+      compile_seconds: how long compilation took.
+      kernel_flops: the part of `flops` in kernels.
+      accessed: the compiler's estimate of `traffic`, if it gives one; it counts the bodies of
+        loops once, and kernels by their own estimate.
     """
 
     arguments: int
@@ -56,25 +56,24 @@ class StepCost:
 
     @property
     def peak(self) -> int:
-        """Bytes of a device's memory that the step needs."""
+        """Bytes of memory that the step needs on each device."""
         return self.arguments + self.temporaries + self.outputs
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in one step, at least."""
+        """Bytes that each device sends in one step, a lower bound."""
         return sum(each.sent for each in self.collectives)
 
 
 def step_cost(
     lower: Callable[[], jax.stages.Lowered], params: Mapping[str, Any], mesh: Mesh
 ) -> StepCost:
-    """Compiles a step from shapes for the devices of `mesh`, and reads the program.
+    """Compiles a step from shapes and reads its cost off the program.
 
     Args:
-      lower: lowers the step, such as `lambda: step.lower(plan.abstract, batch)` of a
-        `jaxlab.train.Step`.
-      params: the parameters that it trains, as shapes with shardings.
-      mesh: its devices may be those of another machine.
+      lower: lowers the step; for a `jaxlab.train.Step`, `lambda: step.lower(plan.abstract, batch)`.
+      params: the trained parameters, as shapes with shardings.
+      mesh: the devices to compile for, possibly of another machine.
     """
     began = time.perf_counter()
     on_tpu = mesh.devices.flat[0].platform == "tpu"
@@ -102,7 +101,7 @@ def step_cost(
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Bytes that a pytree of shapes with shardings takes on each device."""
+    """Bytes on each device of a pytree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -110,57 +109,58 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def bounds(cost: StepCost, chip: Chip, share: float) -> dict[str, float]:
-    """Seconds that a step takes at least, by what it waits for (a roofline).
+    """Lower bounds on a step's seconds, one for each resource (a roofline).
 
-    Groups that reach further than the links do, in the order of the mesh, send over the network
-    between them. None of the
-    numbers counts padding, latencies, or what waits for something else: a real step is slower than
-    the largest of them.
+    Collectives over more chips than the links connect use the network. Padding, latencies and
+    dependencies are not counted, so a real step takes longer than the largest bound.
 
     Args:
       cost: of the step on one device.
-      chip: with its published peaks.
-      share: the part of a chip that a device is.
+      chip: its published peaks.
+      share: chips per device; see `Pod.share`.
+
+    Returns:
+      Seconds for `products`, `memory`, `links` and, where it is used, `network`.
     """
     sent = {False: 0.0, True: 0.0}
     for each in cost.collectives:
-        # What the devices of one chip tell each other needs no link: chips are the members.
+        # Devices of one chip exchange data without links, so the chips are the members.
         leaves_group = each.span * share > chip.group
         sent[leaves_group] += each.payload * sent_rate(each.kind, each.group * share)
-    found = {
+    seconds = {
         "products": cost.flops / (chip.flops * share),
         "memory": cost.traffic / (chip.memory_bandwidth * share),
         "links": sent[False] / chip.link_bandwidth,
     }
     if sent[True]:
-        found["network"] = sent[True] / (chip.network_bandwidth or chip.link_bandwidth)
-    return found
+        seconds["network"] = sent[True] / (chip.network_bandwidth or chip.link_bandwidth)
+    return seconds
 
 
 def cost_lines(
     cost: StepCost, state: Mapping[str, Any], pod: Pod, *, steps: int, tokens_per_step: int | None
 ) -> list[str]:
-    """Describes a step, and a run of `steps` of them, in lines.
+    """Describes the cost of a step, and of a run, one fact a line.
 
     Args:
       cost: see `step_cost`.
       state: the parts of the training state by name, as shapes with shardings.
       pod: the devices that the step was compiled for.
-      steps: steps of the run.
-      tokens_per_step: targets in one step; None where there is no such number.
+      steps: number of steps in the run.
+      tokens_per_step: targets in one step; None if not applicable.
     """
     parts = {
         **{name: bytes_on_device(tree) for name, tree in state.items()},
         "gradients": cost.gradients,
-        "activations and all else": max(cost.temporaries - cost.gradients, 0) + cost.outputs,
+        "activations and the rest": max(cost.temporaries - cost.gradients, 0) + cost.outputs,
     }
     lines = [
         f"compiled for {pod.name}: {pod.num_chips:,} chips, {len(pod.devices):,} devices, in "
         f"{cost.compile_seconds:.0f} s",
         "bytes a device: " + ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()),
         f"peak a device: {_mib(cost.peak)}{_fit(cost, pod)}",
-        f"FLOPs a step: {cost.flops * len(pod.devices):.4g} in matrix products, those computed "
-        f"again included; {cost.flops:.4g} a device",
+        f"FLOPs a step: {cost.flops * len(pod.devices):.4g} in matrix products, recomputation "
+        f"included; {cost.flops:.4g} a device",
     ]
     if tokens_per_step is not None:
         lines.append(f"tokens a step: {tokens_per_step:,}")
@@ -171,23 +171,23 @@ def cost_lines(
     ] or ["collectives: none"]
     if pod.devices[0].platform != pod.platform:
         lines.append(
-            f"these are of the program that the compiler for {pod.devices[0].platform} makes: that "
-            f"of {pod.platform} needs less memory and traffic, and joins more collectives"
+            f"from the program compiled for {pod.devices[0].platform}: on {pod.platform} it needs "
+            f"less memory and traffic, and fewer collectives"
         )
     if cost.unknown_loops:
         lines.append(f"loops of unknown length, counted once: {cost.unknown_loops}")
     if cost.optimal_seconds is not None:
         lines.append(
-            f"the compiler's own estimate: {1e3 * cost.optimal_seconds:.3g} ms a step (it counts "
-            "the bodies of loops once)"
+            f"the compiler's estimate: {1e3 * cost.optimal_seconds:.3g} ms a step (it counts the "
+            "bodies of loops once)"
         )
     return lines + _time_lines(cost, pod, steps, tokens_per_step)
 
 
-def _by_axes(found: Sequence[Collective]) -> list[Collective]:
-    """Those of one kind, axes and size in one, however far their groups reach."""
+def _by_axes(each_span: Sequence[Collective]) -> list[Collective]:
+    """Merges collectives of one kind, axes and size that differ only in the span of a group."""
     joined: dict[tuple[str, tuple[str, ...], int], Collective] = {}
-    for each in found:
+    for each in each_span:
         key = each.kind, each.axes, each.group
         before = joined.get(key)
         joined[key] = (
@@ -206,7 +206,7 @@ def _by_axes(found: Sequence[Collective]) -> list[Collective]:
 
 def _time_lines(cost: StepCost, pod: Pod, steps: int, tokens_per_step: int | None) -> list[str]:
     if pod.chip is None:
-        return ["time: no chip is named; --hardware names one"]
+        return ["time: unknown without --hardware, which names the chip"]
     each = bounds(cost, pod.chip, pod.share)
     slowest = max(each, key=lambda name: each[name])
     shown = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in each.items())
@@ -219,7 +219,7 @@ def _time_lines(cost: StepCost, pod: Pod, steps: int, tokens_per_step: int | Non
     ]
     if pod.price is not None:
         cost_of_run = 24 * days * pod.num_chips * pod.price
-        lines[-1] += f", {cost_of_run:,.0f} at {pod.price:g} for a chip and hour"
+        lines[-1] += f", {cost_of_run:,.0f} at {pod.price:g} a chip-hour"
     return lines
 
 

@@ -61,7 +61,7 @@ from jaxlab.study.repeat import repeat_command, values_of, with_command
 from jaxlab.study.sharing import Unfinished, parse_share, use_share
 from jaxlab.study.training import Training, check, describe, use_dry_run
 from jaxlab.train import MAY_CHANGE
-from jaxlab.train.host import reuse_memory
+from jaxlab.train.pacing import reuse_memory
 from jaxlab.train.stopping import TrainingDiverged, TrainingInterrupted
 
 USAGE, DIVERGED, NOT_WRITTEN, CTRL_C = 2, 3, 5, 130

@@ -8,9 +8,6 @@ from jaxlab.train.hooks import Evaluate as Evaluate
 from jaxlab.train.hooks import Hook as Hook
 from jaxlab.train.hooks import SaveCheckpoint as SaveCheckpoint
 from jaxlab.train.hooks import Writer as Writer
-from jaxlab.train.host import keep_place as keep_place
-from jaxlab.train.host import return_memory as return_memory
-from jaxlab.train.host import reuse_memory as reuse_memory
 from jaxlab.train.intervention import Intervention as Intervention
 from jaxlab.train.logs import LogMetrics as LogMetrics
 from jaxlab.train.loop import Run as Run
@@ -19,6 +16,9 @@ from jaxlab.train.loop import fit as fit
 from jaxlab.train.optimizers import OptimizerConfig as OptimizerConfig
 from jaxlab.train.optimizers import build as build_optimizer
 from jaxlab.train.optimizers import schedule as schedule
+from jaxlab.train.pacing import Pacing as Pacing
+from jaxlab.train.pacing import pacing_for as pacing_for
+from jaxlab.train.pacing import reuse_memory as reuse_memory
 from jaxlab.train.progress import ProgressBar as ProgressBar
 from jaxlab.train.recovery import StopOnSpike as StopOnSpike
 from jaxlab.train.setup import Setup as Setup
@@ -49,6 +49,7 @@ __all__ = [
     "LogMetrics",
     "MAY_CHANGE",
     "OptimizerConfig",
+    "Pacing",
     "ProgressBar",
     "Run",
     "SaveCheckpoint",
@@ -69,13 +70,12 @@ __all__ = [
     "build_optimizer",
     "fit",
     "init_state",
-    "keep_place",
     "make_eval",
     "make_setup",
     "make_step",
     "metric_names",
+    "pacing_for",
     "plan_state",
-    "return_memory",
     "reuse_memory",
     "run_setup",
     "run_training",

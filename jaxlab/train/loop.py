@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jaxlab.train.hooks import Hook
+    from jaxlab.train.pacing import Pacing
     from jaxlab.train.state import TrainState
 
 
@@ -26,8 +27,8 @@ class Seconds:
 
     Attributes:
       data: waiting for `next(data)`.
-      step: in the call of the step, which mostly returns before the devices are done; on CPUs it
-        waits for the step before.
+      step: in the call of the step, which mostly returns before the devices are done; with
+        pacing, also waiting for the step before.
       hooks: in hooks, with `device` and `aside`, which are parts of it.
       device: waiting for values that the devices had not computed yet.
       aside: in evaluations, which are no part of training.
@@ -125,11 +126,11 @@ def fit(
     steps: int,
     hooks: Sequence[Hook] = (),
     tokens_per_step: int | None = None,
+    pacing: Pacing | None = None,
 ) -> Run:
     """Runs steps until `state.step` is `steps` or a hook stops the run.
 
-    Nothing here waits for the devices, but on CPUs a `Step` for the one before it; hooks fetch
-    values a step late.
+    Without `pacing` nothing here waits for the devices; hooks fetch values a step late.
 
     Args:
       step: `step(state, batch) -> state`; see `make_step`. The state passed in is used up.
@@ -138,6 +139,7 @@ def fit(
       steps: the total number of steps, those before `state` included.
       hooks: called in this order after every step; see `Hook`.
       tokens_per_step: targets in one step, for rates.
+      pacing: waits before each step; see `pacing_for`.
 
     Returns:
       The run with its last state.
@@ -163,6 +165,8 @@ def fit(
                     "or fewer steps"
                 ) from None
             fetched = clock()
+            if pacing is not None:
+                pacing.before_step(run.state)
             run.state = step(run.state, batch)
             run.step += 1
             stepped = clock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,14 +27,7 @@ from jaxlab.core import (
     place_rows,
     use_mesh,
 )
-from jaxlab.train.host import keep_place
 from jaxlab.train.state import STEP_METRICS, TrainState
-
-LONG = 0.05
-"""Seconds from which on a step on CPUs is long enough for its temporaries to be large."""
-
-FREEING = 500
-"""After a long step, of up to a second, the next one is dispatched this part of its time later."""
 
 _OWN_METRICS = frozenset(STEP_METRICS)
 
@@ -45,8 +37,7 @@ class Step:
 
     The state that is passed in is donated: its buffers are gone after the call. The shardings of
     the state that comes out are those of the state that went in, so that one compilation serves
-    all steps. On CPUs a call waits until the state that it is given is computed: XLA allocates the
-    temporaries of a step when it is dispatched. Made by `make_step`.
+    all steps. A call returns when the step is dispatched. Made by `make_step`.
 
     Attributes:
       num_compilations: programs made so far; it stays 1 from the first step on. (The entries of
@@ -79,31 +70,13 @@ class Step:
         self._reduce_once = reduce_once and "data" in _axes(self._rows.spec)
         self._placed: dict[str, NamedSharding] = {}
         self._jitted: Any = None
-        self._on_host = mesh.devices.flat[0].platform == "cpu"
-        self._began: float | None = None
         self.num_compilations = 0
 
     def __call__(self, state: TrainState, batch: Batch) -> TrainState:
         """Returns the state after one optimizer step on `batch` (arrays [b, ...])."""
         jitted = self._prepared(state)
         with use_mesh(self._mesh, self._rules):
-            if self._on_host:
-                self._await_host(state, batch)
             return jitted(state, batch)
-
-    def _await_host(self, state: TrainState, batch: Batch) -> None:
-        """Lets go of the temporaries of the step before, of which there would be two otherwise."""
-        if self._began is None:
-            compiled = self._jitted.lower(state, batch).compile()
-            size = compiled.memory_analysis().temp_size_in_bytes
-            keep_place(size, len(self._mesh.local_devices))
-        else:
-            jax.block_until_ready(state.step)
-            # They are freed after the results are there, by the thread that ran the step.
-            took = time.perf_counter() - self._began
-            if took > LONG:
-                time.sleep(min(took, 1) / FREEING)
-        self._began = time.perf_counter()
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program of the step from shapes: of a `StatePlan`, and of a batch.

@@ -19,6 +19,7 @@ from jaxlab.train.hooks import Evaluate, Hook, SaveCheckpoint
 from jaxlab.train.intervention import Intervention
 from jaxlab.train.logs import LogMetrics
 from jaxlab.train.loop import Run, fit
+from jaxlab.train.pacing import pacing_for
 from jaxlab.train.progress import ProgressBar
 from jaxlab.train.recovery import Recovery, Skips, StopOnSpike, losses_until
 from jaxlab.train.setup import Setup, batch_shapes, make_setup
@@ -171,6 +172,7 @@ def run_setup(
                             steps=config.steps,
                             hooks=all_hooks,
                             tokens_per_step=setup.tokens_per_step,
+                            pacing=pacing_for(setup.mesh),
                         )
                 break
             except TrainingDiverged as error:

@@ -146,7 +146,7 @@ def test_days_and_cost_follow_from_the_bound(alone):
     lines = cost_lines(made_up(), parts_of(alone[1]), pod, steps=172_800, tokens_per_step=1000)
     text = "\n".join(lines)
     assert "at least 500 ms, 2,000 tokens/s, bound by products" in text
-    assert "172,800 steps take at least 1 days, 288 at 1.5 for a chip and hour" in text
+    assert "172,800 steps take at least 1 days, 288 at 1.5 a chip-hour" in text
     assert "peak a device: 5,120.0 MiB, fits in the 16,384.0 MiB of v5e" in text
     assert "all-reduce over data (4 devices), 1 a step" in text
     apart = made_up(collectives=(all_reduce(4, 4, 8 << 20), all_reduce(4, 9, 4 << 20)))
@@ -203,7 +203,7 @@ def test_the_smoke_step_compiles_for_a_tpu_topology():
     assert "compiled for v5e:2x2: 4 chips, 4 devices" in out
     assert "fits in the 16,384.0 MiB of v5e" in out
     assert "collective: all-reduce over data (4 devices)" in out
-    assert "a step takes at least" in out and "for a chip and hour" in out
+    assert "a step takes at least" in out and "a chip-hour" in out
     assert not process.stderr
     wrong = dry_run("--topology=v5e:3x5")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1

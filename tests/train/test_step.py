@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,25 +59,6 @@ def test_nothing_is_compiled_after_the_first_step(toy, eight):
         jax.monitoring.unregister_event_duration_listener(listen)
     assert first == 1 and len(compiled) == 1
     assert step.num_compilations == 1
-
-
-def test_on_cpus_a_step_begins_when_the_one_before_is_done(toy, one):
-    def objective(model, batch, carry, key):
-        loss = toy.objective(model, batch, carry, key)
-        begin = jnp.full(2**16, batch["x"].sum())
-        slow = jax.lax.fori_loop(0, 300, lambda i, x: jnp.sin(x + i), begin).mean()
-        return dataclasses.replace(loss, value=loss.value + slow)
-
-    optimizer, stream = optax.adam(1e-2), toy.Numbers()
-    view, state, _ = toy.make_state(one, optimizer, carry=toy.carry())
-    step = train.make_step(view, objective, optimizer, mesh=one)
-    for _ in range(3):
-        state = step(state, next(stream))
-        result = jnp.copy(state.params["up/kernel"])
-        state = step(state, next(stream))
-        # Otherwise there are the temporaries of two steps.
-        assert result.is_ready()
-    jax.block_until_ready(state)
 
 
 def test_metrics_are_sums_of_weighted_means(plain, toy):
