@@ -1,4 +1,4 @@
-"""Checkpoints: what a run continues from, written, read, and opened as a model."""
+"""Checkpoints: saving and restoring a run, and loading its trained model."""
 
 from __future__ import annotations
 

@@ -45,16 +45,16 @@ FOLDER = "checkpoints"
 
 
 class Saveable(Protocol):
-    """What can be saved: `jaxlab.train.TrainState` is one.
+    """What can be saved, such as a `jaxlab.train.TrainState`.
 
     Attributes:
-      step: an integer scalar, the number of the checkpoint.
+      step: an integer scalar, the step of the checkpoint.
     """
 
     step: Any
 
     def items(self) -> dict[str, Any]:
-        """The arrays in the items (`ARRAY_ITEMS`) in which they are saved."""
+        """The arrays by item (`ARRAY_ITEMS`), as trees."""
         ...
 
     @classmethod
@@ -64,13 +64,13 @@ class Saveable(Protocol):
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """The content of a checkpoint.
 
     Attributes:
-      state: in the shapes, dtypes and shardings of the target. Its carry is None when it was
-        saved with another number of rows.
-      data_state: the place in the data, as plain JSON.
-      meta: what the caller had saved beside it.
+      state: with the shapes, dtypes and shardings of the target. Its carry is None if it was saved
+        with another number of rows.
+      data_state: the position in the data, as plain JSON.
+      meta: what the caller saved with it.
     """
 
     state: Saveable
@@ -81,24 +81,24 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder, by step.
 
-    Each holds `params` and `model_state`, which are what a model needs later; `train` (step,
-    optimizer state, key, metric sums); `carry`, on its own because it depends on the batch; and,
-    as JSON, `data` and `meta`.
+    Each holds `params` and `model_state`, which make the model; `train` (step, optimizer state,
+    key, metric sums); `carry`, which is separate because it depends on the batch; and, as JSON,
+    `data` and `meta`.
 
     Args:
-      folder: made when missing, unless `read_only`.
-      keep_last: how many of the newest are kept; the newest is never deleted before the next one
-        is whole.
-      keep_every: keep those of steps that are multiples of this as well.
-      keep_best: keep as many of the best as well, by `best_metric`; those saved without it don't
+      folder: created if missing, unless `read_only`.
+      keep_last: how many of the newest to keep; one is deleted only after its successor is
+        complete.
+      keep_every: also keep those of steps that are multiples of this.
+      keep_best: also keep this many of the best by `best_metric`; those saved without it don't
         count.
-      best_metric: the name of a metric, by `split/name`.
-      best_mode: whether less (`min`) or more (`max`) of it is better.
+      best_metric: a metric, as `split/name`.
+      best_mode: whether lower (`min`) or higher (`max`) is better.
       read_only: never write, delete or move anything.
 
     Raises:
-      UsageError: a number to keep below 1; `keep_best` without a metric, or the other way round;
-        another mode; a folder that cannot be made.
+      UsageError: a number to keep below 1; `keep_best` without a metric or a metric without it; an
+        unknown mode; a folder that cannot be created.
     """
 
     def __init__(
@@ -191,24 +191,24 @@ class Checkpoints:
             )
 
     def restore(self, target: Saveable) -> Restored | None:
-        """Reads the newest checkpoint that can be read.
+        """Restores the newest readable checkpoint.
 
-        Those newer than it are set aside as `unreadable-<step>`, with a warning for each.
+        Newer, unreadable ones are renamed to `unreadable-<step>`, with a warning for each.
 
         Args:
           target: arrays or `jax.ShapeDtypeStruct` with shardings; see `StatePlan.abstract`.
 
         Returns:
-          What it held, or None where there is no checkpoint.
+          Its content, or None if there is no checkpoint.
 
         Raises:
-          UsageError: a checkpoint of another config, with the parameter that differs; checkpoints
-            of which none can be read.
+          UsageError: the checkpoint is of another config (names the parameter that differs), or no
+            checkpoint is readable.
         """
-        found = self._newest(lambda step: self._restore(step, target))
-        if found is None:
+        newest = self._newest(lambda step: self._restore(step, target))
+        if newest is None:
             return None
-        step, restored = found
+        step, restored = newest
         self._set_aside([late for late in self._steps() if late > step])
         return restored
 
@@ -218,18 +218,18 @@ class Checkpoints:
         model_state: Mapping[str, Any] | None = None,
         step: int | None = None,
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-        """Reads the model alone, for use without an optimizer.
+        """Restores the model alone, for use without an optimizer.
 
         Args:
-          params: targets; by default what the checkpoint holds, on one device.
-          model_state: targets for the model's other variables; they are left out without.
-          step: which checkpoint; by default the newest that can be read.
+          params: targets; by default the parameters in the checkpoint, on one device.
+          model_state: targets for the model's other variables; without it they are not restored.
+          step: which checkpoint; by default the newest readable one.
 
         Returns:
           params, model state, meta.
 
         Raises:
-          UsageError: no such or no readable checkpoint; one of another config.
+          UsageError: the checkpoint does not exist, is not readable, or is of another config.
         """
 
         def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
@@ -238,32 +238,32 @@ class Checkpoints:
             if model_state:
                 targets["model_state"] = model_state
             require_same_leaves(part(meta["leaves"], *targets), targets, step)
-            found = self._arrays(step, meta, targets)
-            return found["params"], found.get("model_state", {}), meta["caller"]
+            items = self._arrays(step, meta, targets)
+            return items["params"], items.get("model_state", {}), meta["caller"]
 
         steps = self._steps()
         if step is not None and step not in steps:
             raise UsageError(f"no checkpoint of step {step} in {self._where()}; it has {steps}")
-        found = self._newest(read, steps if step is None else [step])
-        if found is None:
+        newest = self._newest(read, steps if step is None else [step])
+        if newest is None:
             raise UsageError(f"no checkpoint in {self._where()}; train there first")
-        return found[1]
+        return newest[1]
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint that is best by the metric it was saved with, or None."""
+        """The step of the best checkpoint by the metric it was saved with, or None."""
         ranks = {step: self._manager.metrics(step) for step in self._steps()}
         known = {step: rank["rank"] for step, rank in ranks.items() if rank}
         return max(known, key=lambda step: known[step], default=None)
 
     def set_aside_newest(self, label: str) -> bool:
-        """Renames the newest checkpoint to `<label>-<step>`, so that an older one is the newest.
+        """Renames the newest checkpoint to `<label>-<step>`, so that the one before is the newest.
 
         Returns:
-          False where it is the only one: it stays.
+          False if it is the only one, which stays.
         """
         if len(self._steps()) < 2:
             return False
@@ -271,23 +271,23 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Waits until the save in progress is on disk.
 
         Raises:
-          WriteError: it could not be written. What was written of it is removed; the checkpoints
-            before it stay.
+          WriteError: it could not be written. Its partial files are removed; earlier checkpoints
+            stay.
         """
         with self._writing():
             self._manager.wait_until_finished()
         self._saving = None
 
     def check(self) -> None:
-        """Raises what went wrong in the last save once that is over, as `wait`; never waits."""
+        """Raises the error of the last save, as `wait` does, if that has ended; never waits."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Waits for the save in progress and closes the folder."""
         try:
             if not self._failed:
                 with self._writing():
@@ -325,10 +325,10 @@ class Checkpoints:
             raise WriteError(f"the checkpoint of step {step}", self.folder, cause, good) from error
 
     def _give_up(self, step: int | None) -> None:
-        """Ends a save that failed, frees the space that it took, and looks what is there."""
+        """Abandons a failed save: frees its disk space and reopens the folder."""
         if num_processes() > 1:
-            # To close takes all processes, and those without an error do not know of it. The next
-            # start removes what is left.
+            # Closing is collective, and processes without the error would not join in. The next
+            # start removes the partial files.
             self._failed = True
             return
         close_failed(self._manager.close)
@@ -340,19 +340,19 @@ class Checkpoints:
     ) -> tuple[int, Any] | None:
         steps = sorted(self._steps() if steps is None else steps, reverse=True)
         for step in steps:
-            found, reason = None, None
+            content, reason = None, None
             try:
-                found = read(step)
+                content = read(step)
             except UsageError:
                 raise
-            # Whatever orbax raises over damaged files, of which there are many kinds.
+            # Orbax raises many kinds of errors for damaged files.
             except Exception as error:
                 words = " ".join(str(error).split())[:150] or "no reason given"
                 reason = f"{type(error).__name__}: {words}"
-            # One host may read what another cannot: all take the same checkpoint.
+            # One process may read what another cannot: all take the same checkpoint.
             reasons = self._together(reason)
             if not reasons:
-                return step, found
+                return step, content
             log.warning(
                 "checkpoint of step %d in %s cannot be read, trying an older one: %s",
                 step,
@@ -429,7 +429,7 @@ class Checkpoints:
         return repr(os.fspath(self.folder))
 
     def _set_aside(self, steps: Iterable[int], label: str = "unreadable") -> None:
-        # The manager would pass over, in silence, a save under a step that exists.
+        # The manager silently skips a save under a step that exists.
         def move() -> None:
             for step in steps:
                 aside = self.folder / f"{label}-{step}"

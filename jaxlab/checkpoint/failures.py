@@ -1,4 +1,4 @@
-"""What goes wrong in writing a checkpoint: read from what orbax raises, said in one place."""
+"""Failures to write a checkpoint: their cause, found in what orbax raises, and the cleanup."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jaxlab.core import FULL
 
 
 def cause_of(error: BaseException) -> OSError | None:
-    """What the system said when a checkpoint could not be written, or None for other errors.
+    """The operating system's error behind a failed save, or None for other errors.
 
-    Orbax writes JSON from Python, which raises an OSError, and arrays by TensorStore, which raises
-    a ValueError that ends in `[os_error_code='28']`.
+    Orbax writes JSON from Python, which raises an OSError, and arrays through TensorStore, which
+    raises a ValueError that ends in `[os_error_code='28']`.
 
     >>> cause_of(ValueError("RESOURCE_EXHAUSTED: No space left [os_error_code='28']")).errno
     28
@@ -26,21 +26,21 @@ def cause_of(error: BaseException) -> OSError | None:
     """
     if isinstance(error, OSError):
         return error
-    found = re.search(r"\[os_error_code='(\d+)'", str(error))
-    return None if found is None else OSError(int(found[1]), "")
+    code = re.search(r"\[os_error_code='(\d+)'", str(error))
+    return None if code is None else OSError(int(code[1]), "")
 
 
 def close_failed(close: Callable[[], None], attempts: int = 5) -> None:
-    """Closes a manager whose save failed: its parts raise their own errors, one a call."""
+    """Closes a manager whose save failed: each call raises the error of one of its parts."""
     for _ in range(attempts):
         try:
             return close()
-        except Exception:  # what went wrong was raised before
+        except Exception:  # the cause was raised before
             continue
 
 
 def remove_folders(parent: pathlib.Path, pattern: str, seconds: float = 5.0) -> None:
-    """Removes what matches, into which threads of a failed save may write for a little longer."""
+    """Removes matching folders, into which threads of a failed save may still be writing."""
     end = time.monotonic() + seconds
     quiet_since = time.monotonic()
     while time.monotonic() < min(end, quiet_since + 0.2):
@@ -51,7 +51,7 @@ def remove_folders(parent: pathlib.Path, pattern: str, seconds: float = 5.0) -> 
 
 
 class QuietErrors(contextlib.AbstractContextManager):
-    """Keeps orbax from logging, with a traceback a thread, the errors that it raises as well."""
+    """Silences orbax's logging of errors that it also raises, one traceback per thread."""
 
     _FILTERS = {
         "absl": lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname,

@@ -1,4 +1,4 @@
-"""Trained models, out of the checkpoints of a run."""
+"""Loading trained models from the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from jaxlab.results import Record
 
 
 def restore_params(folder: str | os.PathLike[str], step: int | None = None) -> Params:
-    """Reads the parameters `{path: array}` of a run, onto one device.
+    """Restores the parameters `{path: array}` of a run onto one device.
 
     Args:
       folder: a workdir, or its folder of checkpoints.
-      step: which checkpoint; by default the newest that can be read.
+      step: which checkpoint; by default the newest readable one.
 
     Raises:
-      UsageError: no such folder, no such or no readable checkpoint.
+      UsageError: the folder or the checkpoint does not exist, or is not readable.
     """
     with _open_to_read(folder) as checkpoints:
         return checkpoints.restore_model(step=step)[0]
 
 
 class FromConfig(Protocol):
-    """A class of models that can be made from its config as a plain dict."""
+    """A model class that can be built from its config as a plain dict."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> nnx.Module:
-        """Makes the model."""
+        """Builds the model."""
         ...
 
 
@@ -45,27 +45,27 @@ def load_model(
     config: Mapping[str, Any] | None = None,
     step: int | Literal["best"] | None = None,
 ) -> Any:
-    """Opens the trained model of a run, ready to call.
+    """Loads the trained model of a run, ready to call.
 
     Args:
-      workdir: the folder of the run, which has `config.json` and `checkpoints/`.
-      model_class: its `from_config(dict)` makes the model.
+      workdir: the run's folder, with `config.json` and `checkpoints/`.
+      model_class: its `from_config(dict)` builds the model.
       config: the model's config; by default the section `model` of `config.json`.
-      step: which checkpoint; `"best"` by the metric of the run's `train.best_metric`; by default
-        the newest that can be read.
+      step: which checkpoint; `"best"` by the run's `train.best_metric`; by default the newest
+        readable one.
 
     Raises:
-      UsageError: no run there, no such or no readable checkpoint, a config without a model, or
-        parameters that are not those of the config.
+      UsageError: there is no run or no such readable checkpoint, the config has no model, or the
+        parameters do not fit the config.
     """
     if config is None:
-        found = Record.open(workdir).config
-        if "model" not in found:
+        run_config = Record.open(workdir).config
+        if "model" not in run_config:
             raise UsageError(
-                f"the config of {os.fspath(workdir)!r} has the sections {sorted(found)} and no "
-                "'model'; pass config="
+                f"the config of {os.fspath(workdir)!r} has the sections {sorted(run_config)} and "
+                "no 'model'; pass config="
             )
-        config = found["model"]
+        config = run_config["model"]
     view = View.abstract(lambda: model_class.from_config(config))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, state = jax.tree.map(

@@ -1,4 +1,4 @@
-"""What happens beside the steps: the protocol of hooks, checkpoints and evaluations."""
+"""Hooks: what happens between steps, with checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Writer(Protocol):
 
 
 class Hook:
-    """Something that happens beside the steps; every method may be left as it is.
+    """Something that happens between steps; override any of the methods.
 
     Attributes:
       every: `after_step` is called when the number of steps done is a multiple of this.
@@ -35,23 +35,27 @@ class Hook:
         """Called once before the first step."""
 
     def after_step(self, run: Run) -> None:
-        """Called when a step was dispatched; the devices may still be at work on it."""
+        """Called when a step was dispatched; the devices may still be computing it."""
 
     def flush(self, run: Run) -> None:
-        """Writes and checks what is pending: a checkpoint or an evaluation comes next."""
+        """Writes and checks pending values; called before a checkpoint or an evaluation."""
 
     def finish(self, run: Run) -> None:
-        """Called once after the last step, unless something raised."""
+        """Called once after the last step, unless the run raised."""
 
     def close(self, run: Run) -> None:
-        """Called once at the very end, whatever happened."""
+        """Called once at the very end, even if the run raised."""
 
 
 class SaveCheckpoint(Hook):
-    """Saves the run every so many steps and at its end.
+    """Saves the run every `every` steps and at its end.
 
-    What goes wrong in writing a checkpoint, such as a full disk, ends the run after the step at
-    which it is known.
+    A failed write, such as on a full disk, ends the run after the step during which it failed.
+
+    Args:
+      checkpoints: where to save.
+      every: number of steps.
+      meta: saved with each, as plain JSON.
     """
 
     def __init__(self, checkpoints: Checkpoints, every: int, meta: Mapping[str, Any] | None = None):
@@ -60,7 +64,7 @@ class SaveCheckpoint(Hook):
         self._begun: int | None = None
 
     def start(self, run: Run) -> None:
-        """Takes note of where the run begins: until there is a step there is nothing to save."""
+        """Notes where the run starts: that state needs no saving."""
         self._begun = run.step
 
     def after_step(self, run: Run) -> None:
@@ -70,7 +74,7 @@ class SaveCheckpoint(Hook):
             self._save(run)
 
     def finish(self, run: Run) -> None:
-        """Saves the last step and waits until all is on disk."""
+        """Saves the last step and waits until it is on disk."""
         self._checkpoints.wait()
         if run.step not in (self._begun, self._checkpoints.latest_step()):
             self._save(run)
@@ -81,14 +85,14 @@ class SaveCheckpoint(Hook):
         return run.step % self._save_every == 0
 
     def _save(self, run: Run) -> None:
-        self._checkpoints.wait()  # what went wrong there is known before more is written
+        self._checkpoints.wait()  # raises an error of the last save before more is written
         run.flush()
         place = join_states(gather(run.data.state()))
         self._checkpoints.save(run.state, place, self._meta, run.measured)
 
 
 class Evaluate(Hook):
-    """Writes what `function(state)` measures every so many steps, and at the end of the run."""
+    """Writes the metrics of `function(state)` every `every` steps and at the end of the run."""
 
     def __init__(
         self, function: Callable[[TrainState], Mapping[str, Any]], every: int, writer: Writer
@@ -98,11 +102,11 @@ class Evaluate(Hook):
         self._last: int | None = None
 
     def start(self, run: Run) -> None:
-        """Takes note of where the run begins: what lies before was evaluated then."""
+        """Notes where the run starts: that state was evaluated before."""
         self._last = run.step
 
     def after_step(self, run: Run) -> None:
-        """Evaluates; the time is no part of training's."""
+        """Evaluates; the time does not count as training."""
         run.flush()
         with run.aside():
             row = self._function(run.state)
@@ -111,7 +115,7 @@ class Evaluate(Hook):
         self._last = run.step
 
     def finish(self, run: Run) -> None:
-        """Evaluates a complete run, unless that was just done."""
+        """Evaluates a complete run, unless its last step was."""
         if run.complete and self._last != run.step:
             self.after_step(run)
 

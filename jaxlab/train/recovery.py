@@ -1,10 +1,10 @@
-"""Divergence answered: back to the last good checkpoint, past the data that did it (PaLM's way).
+"""Recovery from divergence: back to the last good checkpoint, skipping the data after it (PaLM).
 
 "We re-started training from a checkpoint roughly 100 steps before the spike started, and skipped
 roughly 200-500 data batches" (Chowdhery et al., arXiv:2204.02311, section 5.1). Here the run goes
-back to its newest checkpoint, and passes over the batches between that and where the loss was seen
-to diverge. What is passed over stands in a file beside the checkpoints before the run goes on, so
-that a run that is killed and taken up again passes over the same batches, once.
+back to its newest checkpoint and skips the batches from there to the step at which divergence was
+seen. They are recorded in a file beside the checkpoints before the run continues, so that a run
+that is killed and resumed skips the same batches, once.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ NUM_ROWS, LEAST_ROWS = 16, 4
 class StopOnSpike(Hook):
     """Raises `TrainingDiverged` when the training loss jumps.
 
-    A spike is a `train/loss`, the mean since the last row of metrics, of more than `factor` times
-    the median of those of the last 16 rows. It needs at least 4 rows before it and a median above
-    zero. Like `StopOnNaN` it looks at every row, and before a checkpoint or evaluation at the mean
-    of the steps since the last row, so that no state behind a spike is saved. Put it behind
-    `LogMetrics`.
+    A spike is a `train/loss` (the mean since the last row of metrics) above `factor` times the
+    median of the last 16 rows, given at least 4 rows and a median above zero. Like `StopOnNaN` it
+    checks every row and, before a checkpoint or evaluation, the mean since the last row, so that no
+    state after a spike is saved. Put it after `LogMetrics`.
 
     Args:
       factor: above 1.
-      losses: those of the rows before the run's first step, oldest first; see `losses_until`.
-      checkpoints: names the last good one in the error.
+      losses: of the rows before the run's first step, oldest first; see `losses_until`.
+      checkpoints: of the run; the error names the last good one.
     """
 
     def __init__(
@@ -58,21 +57,21 @@ class StopOnSpike(Hook):
         self._seen: dict[str, float] = {}
 
     def after_step(self, run: Run) -> None:
-        """Looks at a row once it is there."""
+        """Checks a new row."""
         if run.latest is not self._seen and "train/loss" in run.latest:
             self._seen = run.latest
             self._check(run.latest["train/loss"], int(run.latest["step"]))
             self._losses.append(run.latest["train/loss"])
 
     def flush(self, run: Run) -> None:
-        """Looks at the steps since the last row."""
+        """Checks the mean since the last row."""
         self.after_step(run)
         total, weight = run.fetch(run.state.metrics["loss"])
         if weight > 0:
             self._check(float(total) / float(weight), run.step)
 
     def finish(self, run: Run) -> None:
-        """Looks at the last row."""
+        """Checks the last row."""
         self.flush(run)
 
     def _check(self, loss: float, step: int) -> None:
@@ -88,7 +87,7 @@ class StopOnSpike(Hook):
 
 
 def losses_until(workdir: pathlib.Path, step: int) -> list[float]:
-    """The training losses of the last rows of metrics up to `step`, the same on every process."""
+    """The training losses of the last rows of metrics up to `step`, read by the main process."""
 
     def read() -> list[float]:
         rows = [row for row in read_metrics(workdir / METRICS_FILE) if row["step"] <= step]
@@ -99,12 +98,12 @@ def losses_until(workdir: pathlib.Path, step: int) -> list[float]:
 
 @dataclasses.dataclass
 class Skips:
-    """The batches that a run passes over, and the file that keeps them.
+    """The batches that a run skips, and the file that records them.
 
     Attributes:
-      path: the file; it comes into being with the first skip.
-      after: how many batches are passed over after which step.
-      reasons: what diverged, one line a skip.
+      path: the file, created at the first skip.
+      after: step to the number of batches skipped after it.
+      reasons: what diverged, one line per skip.
     """
 
     path: pathlib.Path
@@ -113,10 +112,10 @@ class Skips:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Skips:
-        """What the file in `folder` holds, the same on every process.
+        """Reads the file in `folder`, on the main process for all.
 
         Raises:
-          UsageError: a file that is damaged.
+          UsageError: the file is damaged.
         """
         path = pathlib.Path(folder) / FILE
 
@@ -129,18 +128,18 @@ class Skips:
                 return after, [str(line) for line in stored["reasons"]]
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 raise UsageError(
-                    f"{os.fspath(path)!r} does not say which batches to pass over; put it back, or "
-                    "remove it to read all data again"
+                    f"{os.fspath(path)!r} does not say which batches to skip; restore it, or "
+                    "remove it to train on all data again"
                 ) from None
 
         after, reasons = agreed(read)
         return cls(path, dict(after), reasons)
 
     def from_step(self, step: int) -> int:
-        """How many batches a run that goes on from the checkpoint of `step` passes over first.
+        """How many batches a run skips first when it continues from the checkpoint of `step`.
 
-        Where that checkpoint is older than a skip, as when a newer one cannot be read, everything
-        up to the end of the skip is passed over, and the file is brought up to that.
+        If that checkpoint is older than a recorded skip, as when a newer one is unreadable,
+        everything up to the end of that skip is skipped, and the file is updated.
         """
         late = [s for s in self.after if s > step]
         if late:
@@ -148,18 +147,18 @@ class Skips:
         return self.after.get(step, 0)
 
     def extend(self, step: int, end: int) -> None:
-        """Passes over what the run reads, from the checkpoint of `step`, up to its step `end`."""
+        """Skips the batches that the run read between the checkpoint of `step` and step `end`."""
         again = [s for s in self.after if s >= step]
         self.after[step] = end - step + sum(self.after.pop(s) for s in again)
         self._write()
 
     def note(self, reason: str) -> None:
-        """Adds the reason of a skip; `extend` writes it."""
+        """Adds the reason for a skip; `extend` writes it."""
         self.reasons.append(reason)
 
     def _write(self) -> None:
         stored = {"after": self.after, "reasons": self.reasons}
-        # No host goes on before the file stands.
+        # No process continues before the file is written.
         on_main_process(lambda: replace_json(self.path, stored))
 
 
@@ -169,9 +168,9 @@ class Recovery:
 
     Attributes:
       checkpoints: of the run.
-      skips: the batches passed over so far.
-      max_skips: how many skips are made, over the whole run, before a divergence ends it.
-      enabled: False ends the run at the first divergence.
+      skips: the batches skipped so far.
+      max_skips: skips in the whole run before a divergence ends it.
+      enabled: whether to skip at all; False ends the run at the first divergence.
     """
 
     checkpoints: Checkpoints
@@ -180,7 +179,7 @@ class Recovery:
     enabled: bool
 
     def pass_over(self, stream: Iterator[Any], step: int) -> None:
-        """Brings a stream that stands behind the batch of `step` to where the run goes on.
+        """Advances a stream that is at `step` past the batches to skip.
 
         Raises:
           UsageError: the data ended.
@@ -191,22 +190,22 @@ class Recovery:
                 next(stream)
             except StopIteration:
                 raise UsageError(
-                    f"the data ended after {done} of the {count} batches that are passed over "
-                    f"after step {step}; give a stream without end"
+                    f"the data ended after {done} of the {count} batches to skip after step {step};"
+                    " give an endless stream"
                 ) from None
 
     def roll_back(self, what: str, step: int) -> int:
-        """Decides where the run goes on after it diverged, and writes that down.
+        """Decides where a run that diverged continues, and records it.
 
-        A checkpoint from which the run diverged twice is set aside for the one before it, where
-        there is one.
+        A checkpoint from which the run diverged twice is set aside in favour of the one before it,
+        if there is one.
 
         Args:
           what: what diverged.
           step: at which that was seen.
 
         Returns:
-          The step of the checkpoint from which the run goes on, 0 for the beginning.
+          The step of the checkpoint to continue from, 0 for the start.
 
         Raises:
           TrainingDiverged: the run must stop.
@@ -223,7 +222,7 @@ class Recovery:
         self.skips.extend(begin, step)
         where = "the beginning" if good is None else f"the checkpoint of step {good}"
         log.warning(
-            "training diverged: %s at step %d; back to %s; batches passed over after it: %d "
+            "training diverged: %s at step %d; back to %s; batches skipped after it: %d "
             "(skip %d of at most %d)",
             what,
             step,
@@ -232,10 +231,10 @@ class Recovery:
             len(self.skips.reasons),
             self.max_skips,
         )
-        gc.collect()  # the state that diverged makes room for the one that is restored next
+        gc.collect()  # frees the state that diverged before the next one is restored
         return begin
 
 
 def agreed(read: Callable[[], Any]) -> Any:
-    """What `read()` gives the main host, as plain JSON, on every host."""
+    """The result of `read()` on the main process, plain JSON, on every process."""
     return gather(on_main_process(read))[0]

@@ -1,4 +1,4 @@
-"""Runs that end before their time: numbers that are not finite, and signals."""
+"""Ending a run early: numbers that are not finite, and signals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class TrainingDiverged(RuntimeError):
-    """A run whose numbers are no longer finite, or whose loss jumped.
+    """Raised when a run's numbers are no longer finite, or its loss spiked.
 
     Attributes:
       what: what diverged.
-      step: at which that was found.
+      step: at which it was seen.
       checkpoint: step of the last good checkpoint, or None.
     """
 
@@ -39,7 +39,7 @@ class TrainingDiverged(RuntimeError):
         )
         again = "" if skips is None else f" (skips: {skips}; train.max_skips allows no more)"
         way_out = (
-            "look at the data there, or pass over them with train.on_divergence=skip"
+            "look at the data there, or skip them with train.on_divergence=skip"
             if skips is None
             else "look at the data there"
         )
@@ -53,7 +53,7 @@ class TrainingDiverged(RuntimeError):
     def at(
         cls, what: str, step: int, checkpoints: Checkpoints | None, skips: int | None = None
     ) -> TrainingDiverged:
-        """The error that names the newest whole checkpoint, once all saving is over."""
+        """Makes the error, after waiting for the save in progress to name the newest checkpoint."""
         if checkpoints is not None:
             checkpoints.wait()
         good = None if checkpoints is None else checkpoints.latest_step()
@@ -61,9 +61,9 @@ class TrainingDiverged(RuntimeError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A run that a signal ended after its state was saved.
+    """Raised when a signal ended the run, after its state was saved.
 
-    A kind of KeyboardInterrupt: `except Exception` lets it pass.
+    It is a KeyboardInterrupt, so `except Exception` does not catch it.
 
     Attributes:
       signal: the signal.
@@ -73,19 +73,19 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, signal: signal.Signals, step: int, steps: int):
         self.signal, self.step = signal, step
         super().__init__(
-            f"stopped by {signal.name} at step {step} of {steps}; all is saved, and the same "
-            "command continues from there"
+            f"stopped by {signal.name} at step {step} of {steps}; everything is saved, and the "
+            "same command continues from there"
         )
 
 
 class StopOnNaN(Hook):
     """Raises `TrainingDiverged` as soon as a logged loss is not finite.
 
-    Before a checkpoint it looks at the sums of loss and gradient norm and at all parameters and
-    the carry, so that a state that is not finite is never saved. Put it behind `LogMetrics`.
+    Before a checkpoint it also checks the sums of loss and gradient norm, all parameters and the
+    carry, so that a state that is not finite is never saved. Put it after `LogMetrics`.
 
     Args:
-      checkpoints: names the last good one in the error.
+      checkpoints: of the run; the error names the last good one.
     """
 
     def __init__(self, checkpoints: Checkpoints | None = None):
@@ -93,7 +93,7 @@ class StopOnNaN(Hook):
         self._seen: dict[str, float] = {}
 
     def after_step(self, run: Run) -> None:
-        """Looks at a row once it is there."""
+        """Checks a new row."""
         if run.latest is not self._seen:
             self._seen = run.latest
             for name in ("train/loss", "train/grad_norm"):
@@ -103,18 +103,18 @@ class StopOnNaN(Hook):
                     raise TrainingDiverged.at(f"{name} is {value}", step, self._checkpoints)
 
     def start(self, run: Run) -> None:
-        """Compiles the look at the whole state, so that no later step waits for that."""
+        """Compiles the check of the whole state, so that no later step waits for it."""
         _all_finite(_parts(run.state))
 
     def flush(self, run: Run) -> None:
-        """Looks at the whole state."""
+        """Checks the whole state."""
         self.after_step(run)
         for what, finite in run.fetch(_all_finite(_parts(run.state))).items():
             if not finite:
                 raise TrainingDiverged.at(f"{what} are not finite", run.step, self._checkpoints)
 
     def finish(self, run: Run) -> None:
-        """Looks at the last row and the last state."""
+        """Checks the last row and the last state."""
         self.flush(run)
 
 
@@ -133,11 +133,11 @@ def _all_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 class StopOnSignal(Hook):
-    """Ends the run after the step at hand on SIGINT (Ctrl-C) or SIGTERM.
+    """Ends the run after the current step on SIGINT (Ctrl-C) or SIGTERM.
 
-    `run.interrupted` then holds the signal; `SaveCheckpoint` saves at the end as ever. A second
-    Ctrl-C raises KeyboardInterrupt at once. The handlers from before come back at the end.
-    Threads other than the main one can't take signals: there this hook does nothing.
+    `run.interrupted` then holds the signal, and `SaveCheckpoint` saves at the end as always. A
+    second Ctrl-C raises KeyboardInterrupt at once. The previous handlers are restored at the end.
+    In threads other than the main one, which cannot handle signals, this hook does nothing.
 
     With several hosts, a signal to any of them ends the run on all, after one and the same step:
     JAX passes SIGTERM on to the other hosts and agrees with them on the step
@@ -155,7 +155,7 @@ class StopOnSignal(Hook):
         self._interrupted = False
 
     def start(self, run: Run) -> None:
-        """Takes the signals."""
+        """Installs the handlers."""
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -166,10 +166,10 @@ class StopOnSignal(Hook):
             run.stop = True
 
         if num_processes() > 1:
-            # SIGTERM belongs to JAX here.
+            # JAX handles SIGTERM here.
             self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
             return
-        # A handler that was not set from Python reads as None and can only go back to the default.
+        # A handler not set from Python reads as None and can only be reset to the default.
         self._before = {n: signal.signal(n, handle) or signal.SIG_DFL for n in self.SIGNALS}
 
     def _pass_on(self, number: int, frame: Any) -> None:
@@ -185,7 +185,7 @@ class StopOnSignal(Hook):
             run.stop = True
 
     def close(self, run: Run) -> None:
-        """Gives the signals back."""
+        """Restores the previous handlers."""
         self.interrupted = run.interrupted
         while self._before:
             signal.signal(*self._before.popitem())

@@ -1,4 +1,4 @@
-"""A run that is stuck says where every thread stands, and ends."""
+"""Ends a run that is stuck, after printing the stack of every thread."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from jaxlab.train.loop import Run
 
 STUCK = 4
-"""Exit code of a process that its watchdog ended."""
+"""Exit code of a process ended by its watchdog."""
 
 PATIENCE = 10
 """How many times longer than a step compilations, evaluations and saves may take."""
 
 REPORT_SECONDS = 5.0
-"""How long each part of the last words may take: what they go to may be what is stuck."""
+"""How long each part of the report may take: its output may be what is stuck."""
 
 STDERR = 2
 
-_Marks = queue.SimpleQueue  # of (step, its number on the devices), or None at the end
+_Marks = queue.SimpleQueue  # of (step, the same on the devices), or None at the end
 
 
 class Watchdog(Hook):
-    """Ends the process when no step is done for so many seconds.
+    """Ends the process when no step completes for `seconds`.
 
-    A step is done when the devices have computed it, not when it was dispatched: each leaves a
-    copy of its number, which a thread of its own waits for. So the hook sees a collective that a
-    lost host holds up and data that do not come alike.
+    A step completes when the devices have computed it, not when it was dispatched: each leaves a
+    copy of its number, for which a separate thread waits. So the hook notices both a collective
+    held up by a lost process and data that never arrive.
 
-    `PATIENCE` times longer may take: the first step, with its compilation; a step after which an
-    evaluation, a save or any hook comes that is not called every step; and all that follows the
-    last step. Time in which the whole process stood still, as after Ctrl-Z, does not count.
+    `PATIENCE` times as long is allowed for the first step, which is compiled; for a step followed
+    by an evaluation, a save or any hook not called every step; and for everything after the last
+    step. Time during which the whole process was stopped, as by Ctrl-Z, does not count.
 
     A thread cannot raise an error in another that is blocked. So the watchdog prints the stacks of
-    all threads and one line on the standard error stream, and ends the process with the exit code
-    4 and without any cleaning up; checkpoints are whole or absent all the same, and the next run
-    continues from the newest. On several processes each watches itself. While some extension holds
-    Python's interpreter lock for ever no thread can print: that it does not see.
+    all threads and one line to standard error, and ends the process with exit code 4, without
+    cleanup. Checkpoints are complete or absent all the same, and the next run continues from the
+    newest. With several processes each watches itself. It cannot act while an extension holds
+    Python's interpreter lock.
 
     Put it first.
 
     Args:
       seconds: that a step may take.
-      checkpoints: names the newest in the line.
-      end: called with the exit code at the end of it all; by default the process ends there.
+      checkpoints: of the run; the line names the newest.
+      end: called last, with the exit code; by default it ends the process.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Watchdog(Hook):
         self._lock = threading.Lock()
 
     def start(self, run: Run) -> None:
-        """Starts the watch; the first step may take long."""
+        """Starts watching; the first step may take long."""
         self._closed, self._marks = threading.Event(), _Marks()
         self._done, self._steps = run.step, run.steps
         self._expect(patient=True)
@@ -79,7 +79,7 @@ class Watchdog(Hook):
             threading.Thread(target=work, args=(on,), name=name, daemon=True).start()
 
     def after_step(self, run: Run) -> None:
-        """Leaves a mark behind the step that was dispatched."""
+        """Leaves a mark after the dispatched step."""
         # The next step donates the state: the mark is a copy.
         self._marks.put((run.step, _copy(run.state.step)))
         last = run.complete or run.stop
@@ -88,11 +88,11 @@ class Watchdog(Hook):
             self._expect(patient)
 
     def finish(self, run: Run) -> None:
-        """The rest may take long: the last rows, an evaluation, a save."""
+        """Allows the rest to take long: the last rows, an evaluation, a save."""
         self._expect(patient=True)
 
     def close(self, run: Run) -> None:
-        """Ends the watch."""
+        """Stops watching."""
         self._closed.set()
         self._marks.put(None)
 
@@ -101,12 +101,12 @@ class Watchdog(Hook):
             self._patient, self._waited = patient, 0.0
 
     def _follow(self, marks: _Marks) -> None:
-        """Waits for one step after the other to be computed."""
+        """Waits for each step in turn."""
         while (mark := marks.get()) is not None:
             step, number = mark
             try:
                 number.block_until_ready()
-            except Exception:  # the loop meets it as well, and raises it
+            except Exception:  # the loop raises it too
                 return
             with self._lock:
                 self._done, self._waited = step, 0.0
@@ -127,14 +127,14 @@ class Watchdog(Hook):
     def _give_up(self, limit: float) -> None:
         def say() -> None:
             line = (
-                f"stuck: no step was done for {limit:g} s after step {self._done} of "
-                f"{self._steps}; {kept}; above stands where every thread is. The same command "
-                "continues; where steps do take so long, raise train.stuck_seconds\n"
+                f"stuck: no step completed for {limit:g} s after step {self._done} of "
+                f"{self._steps}; {kept}; the stacks of all threads are above. The same command "
+                "continues; if steps really take this long, raise train.stuck_seconds\n"
             )
             os.write(STDERR, line.encode())
 
         try:
-            # Past the stream and its lock: who holds that may be the one that is stuck.
+            # Bypasses sys.stderr, whose lock may be held by the stuck thread.
             _try(lambda: faulthandler.dump_traceback(STDERR, all_threads=True))
             kept = _try(self._checkpoint) or "its checkpoints cannot be listed"
             _try(say)
@@ -143,10 +143,10 @@ class Watchdog(Hook):
             self._end(STUCK)
 
     def _checkpoint(self) -> str:
-        # From the names on disk: a lock of the manager may be held.
+        # Lists the folder itself, since the manager may hold a lock.
         names = [] if self._checkpoints is None else os.listdir(self._checkpoints.folder)
         steps = [int(name) for name in names if name.isdigit()]
-        return f"the checkpoint of step {max(steps)} is kept" if steps else "no checkpoint is there"
+        return f"the checkpoint of step {max(steps)} is kept" if steps else "there is no checkpoint"
 
 
 @jax.jit
@@ -155,17 +155,17 @@ def _copy(number: jax.Array) -> jax.Array:
 
 
 def _try(work: Callable[[], str | None]) -> str | None:
-    """What `work()` returns, or None where it fails or takes longer than `REPORT_SECONDS`."""
-    found: list[str | None] = []
+    """The result of `work()`, or None if it fails or takes longer than `REPORT_SECONDS`."""
+    results: list[str | None] = []
 
     def attempt() -> None:
         with contextlib.suppress(Exception):
-            found.append(work())
+            results.append(work())
 
     thread = threading.Thread(target=attempt, name="watchdog_report", daemon=True)
     thread.start()
     thread.join(REPORT_SECONDS)
-    return found[0] if found else None
+    return results[0] if results else None
 
 
 def _takes_long(hook: Hook, run: Run) -> bool:

@@ -165,7 +165,11 @@ def raising(error):
     [
         (UsageError("width=3 is odd"), 2, "toy: width=3 is odd"),
         (TrainingDiverged("loss is nan", 7, 5), 3, "loss is nan at step 7; the checkpoint of"),
-        (TrainingInterrupted(signal.SIGINT, 4, 9), 130, "step 4 of 9; all is saved, and the same"),
+        (
+            TrainingInterrupted(signal.SIGINT, 4, 9),
+            130,
+            "step 4 of 9; everything is saved, and the same",
+        ),
         (TrainingInterrupted(signal.SIGTERM, 4, 9), 75, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "the same command continues from the last checkpoint"),
     ],

@@ -177,7 +177,7 @@ class NotANumber(toy.Numbers):
 
 
 class FiveToEightLeftOut(toy.Numbers):
-    """What a run reads that passes over them."""
+    """What a run that skips them reads."""
 
     def __next__(self):
         if self.number == 4:
@@ -222,11 +222,11 @@ HOOKS = {
 STREAMS = {
     "data that hang": Hangs,
     "numbers that are not finite": NotANumber,
-    "numbers that are passed over": NotANumber,
+    "numbers that are skipped": NotANumber,
 }
 FLAGS = {
     "data that hang": ["--config.train.stuck_seconds=2"],
-    "numbers that are passed over": [
+    "numbers that are skipped": [
         "--config.train.on_divergence=skip",
         "--config.train.spike_factor=1e6",
         "--config.train.max_skips=1",

@@ -40,11 +40,20 @@ KILLED = {
     "while the old one goes": 8,
 }
 CONTINUES = "the same command continues from"
+SAVED = f"everything is saved, and {CONTINUES}"
 # Exit code, newest checkpoint and the end of what is printed, for runs that end by themselves.
 ENDED = {
-    "SIGTERM": (75, 6, rf"stopped by SIGTERM at step 6 of 12; all is saved, and {CONTINUES} there"),
+    "SIGTERM": (
+        75,
+        6,
+        rf"stopped by SIGTERM at step 6 of 12; everything is saved, and {CONTINUES} there",
+    ),
     "SIGTERM in a save": (75, 8, rf"stopped by SIGTERM at step 8 of 12; .* {CONTINUES} there"),
-    "Ctrl-C": (130, 6, rf"stopped by SIGINT at step 6 of 12; all is saved, and {CONTINUES} there"),
+    "Ctrl-C": (
+        130,
+        6,
+        rf"stopped by SIGINT at step 6 of 12; everything is saved, and {CONTINUES} there",
+    ),
     "Ctrl-C twice": (130, 4, rf"stopped by Ctrl-C; {CONTINUES} the last checkpoint"),
     "a limit on files": (
         5,
@@ -69,8 +78,8 @@ ENDED = {
     "data that hang": (
         4,
         4,
-        r"stuck: no step was done for 2 s after step 6 of 12; the checkpoint of step 4 is "
-        r"kept; above stands where every thread is. The same command continues; .*",
+        r"stuck: no step completed for 2 s after step 6 of 12; the checkpoint of step 4 is "
+        r"kept; the stacks of all threads are above. The same command continues; .*",
     ),
 }
 
@@ -104,7 +113,7 @@ def ended(whole, tmp_path_factory):
     """What became of every faulty run: workdir, exit code, printed text. It waits for `whole`,
     whose programs are in the compilation cache then."""
     folder = tmp_path_factory.mktemp("faulty")
-    faults = [*KILLED, *ENDED, "numbers that are passed over", "a full disk"]
+    faults = [*KILLED, *ENDED, "numbers that are skipped", "a full disk"]
     workdirs = {fault: folder / str(i) for i, fault in enumerate(faults)}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
@@ -190,10 +199,10 @@ def test_a_stuck_run_shows_the_stacks_of_all_threads(ended):
 def test_a_run_that_may_skip_comes_to_its_end_without_the_data_that_diverged(
     ended, faulty, config, tmp_path
 ):
-    workdir, code, text = ended["numbers that are passed over"]
+    workdir, code, text = ended["numbers that are skipped"]
     assert code == 0, text
     [line] = [line for line in text.splitlines() if "diverged" in line]
-    assert "back to the checkpoint of step 4; batches passed over after it: 4 (skip 1 of" in line
+    assert "back to the checkpoint of step 4; batches skipped after it: 4 (skip 1 of" in line
     expected = faulty.start(tmp_path, config, stream=faulty.FiveToEightLeftOut())[1]
     assert_same_result(workdir, faulty.start(workdir, config)[1], (tmp_path, expected))
 

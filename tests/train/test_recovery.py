@@ -128,7 +128,7 @@ def test_a_skip_says_so_in_one_line_and_compiles_no_second_step(
         start(toy, tmp_path, streams[0]({7: np.nan}))
     assert [r.getMessage() for r in caplog.records if r.name == "jaxlab.train.recovery"] == [
         "training diverged: train/loss is nan at step 8; back to the checkpoint of step 4; "
-        "batches passed over after it: 4 (skip 1 of at most 3)"
+        "batches skipped after it: 4 (skip 1 of at most 3)"
     ]
     assert [step.num_compilations for step in steps] == [1]
 
@@ -196,7 +196,7 @@ def test_skips_come_to_an_end_and_can_be_allowed_again(toy, streams, tmp_path):
 
 @pytest.mark.parametrize("begin", [0, 4, 8, 12])
 def test_from_an_older_checkpoint_all_is_passed_over_up_to_the_last_skip(tmp_path, begin):
-    # Behind the batch of step 4 two are passed over, behind that of step 8 three.
+    # Two batches are skipped after step 4, three after step 8.
     path = tmp_path / recovery.FILE
     path.write_text(json.dumps({"after": {"4": 2, "8": 3}, "reasons": ["a", "b"]}))
     place = begin + sum(n for step, n in ((4, 2), (8, 3)) if step < begin)
@@ -277,9 +277,11 @@ def test_a_signal_before_a_skip_ends_the_run_which_skips_when_it_continues(toy, 
             if run.step == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(train.TrainingInterrupted, match="SIGTERM at step 4 of 14; all is saved"):
+    with pytest.raises(
+        train.TrainingInterrupted, match="SIGTERM at step 4 of 14; everything is saved"
+    ):
         start(toy, tmp_path, streams[0]({7: np.nan}), hooks=[Signal()])
-    # Seen at step 7, where the run ends, and not at 8: one batch less is passed over.
+    # Seen at step 7, where the run ends, and not at 8: one batch fewer is skipped.
     found = start(toy, tmp_path, streams[0]({7: np.nan}))
     other = tmp_path / "other"
     assert_same(tmp_path, found, other, start(toy, other, streams[1](range(5, 8))))

@@ -74,7 +74,7 @@ def test_a_step_that_blocks_ends_the_process_with_its_stack(end, capfd):
     assert end.code == train.watchdog.STUCK
     assert "test_watchdog.py" in err and "in step" in err and "in fit" in err
     assert err.splitlines()[-1].startswith(
-        "stuck: no step was done for 0.3 s after step 3 of 6; no checkpoint is there; "
+        "stuck: no step completed for 0.3 s after step 3 of 6; there is no checkpoint; "
     )
 
 
