@@ -43,25 +43,16 @@ CONTINUES = "the same command continues from"
 SAVED = f"everything is saved, and {CONTINUES}"
 # Exit code, newest checkpoint and the end of what is printed, for runs that end by themselves.
 ENDED = {
-    "SIGTERM": (
-        75,
-        6,
-        rf"stopped by SIGTERM at step 6 of 12; everything is saved, and {CONTINUES} there",
-    ),
+    "SIGTERM": (75, 6, rf"stopped by SIGTERM at step 6 of 12; {SAVED} there"),
     "SIGTERM in a save": (75, 8, rf"stopped by SIGTERM at step 8 of 12; .* {CONTINUES} there"),
-    "Ctrl-C": (
-        130,
-        6,
-        rf"stopped by SIGINT at step 6 of 12; everything is saved, and {CONTINUES} there",
-    ),
+    "Ctrl-C": (130, 6, rf"stopped by SIGINT at step 6 of 12; {SAVED} there"),
     "Ctrl-C twice": (130, 4, rf"stopped by Ctrl-C; {CONTINUES} the last checkpoint"),
     "a limit on files": (
         5,
         4,
         r"the checkpoint of step 8 cannot be written to '.*/checkpoints' \(File too large\); "
         r"the checkpoint of step 4 is whole and kept; free some space there and run the same "
-        r"command "
-        r"again",
+        r"command again",
     ),
     "a limit on metrics": (
         5,
