@@ -123,7 +123,7 @@ def test_a_skip_says_so_in_one_line_and_compiles_no_second_step(
         steps.append(make_step(*args, **kwargs))
         return steps[-1]
 
-    monkeypatch.setattr(train.training, "make_step", keep)
+    monkeypatch.setattr(train.setup, "make_step", keep)
     with caplog.at_level(logging.WARNING, "jaxlab"):
         start(toy, tmp_path, streams[0]({7: np.nan}))
     assert [r.getMessage() for r in caplog.records if r.name == "jaxlab.train.recovery"] == [
