@@ -1,13 +1,13 @@
-"""Memory a device of a training step on one device and on more under FSDP, one JSON line a model.
+"""Memory per device of a training step on one device and under FSDP on several, as JSON lines.
 
     python -m benchmarks.fsdp_memory
     python -m benchmarks.fsdp_memory --model=plain --devices=4
 
-Compiles whole training steps (Adam, float32, layers scanned and computed again in the backward
-pass) of models of more than 100 million parameters from shapes, on virtual CPU devices: nothing is
-allocated, nothing runs. `--batch` rows in all on one device and on many. `peak` is what the
-compiled program holds at most: arguments + temporaries + outputs - what is shared between arguments
-and outputs (`memory_analysis`). `over_one` is the peak of one device over that of many.
+Compiles training steps (Adam, float32, scanned and rematerialised layers) of models of more than
+100 million parameters from shapes, on virtual CPU devices; nothing is allocated or run. The batch
+is `--batch` rows in all, on one device and on several. `peak` is the compiled program's peak
+(`memory_analysis`): arguments + temporaries + outputs - buffers shared by arguments and outputs.
+`over_one` is the peak on one device over the peak on each of several.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODELS = {
 
 
 def main() -> None:
-    """Compiles the steps; prints a line for each model."""
+    """Compiles the steps and prints a line for each model."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", action="append", choices=sorted(MODELS))
     parser.add_argument("--devices", type=positive, default=8)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(name: str, devices: int, batch: int, length: int) -> dict:
-    """The memory of a device, on one and on `devices` of them."""
+    """Memory per device, on one and on `devices` of them."""
     import jax
 
     counts = (1, devices)
@@ -70,7 +70,7 @@ def measure(name: str, devices: int, batch: int, length: int) -> dict:
 
 
 def compile_step(name: str, devices: int, batch: int, length: int):
-    """The number of parameters, and the compiled training step on `devices` of them."""
+    """The number of parameters, and the training step compiled for `devices`."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -105,7 +105,7 @@ def compile_step(name: str, devices: int, batch: int, length: int):
 
 
 def parts(step) -> dict:
-    """MiB a device of a compiled program, by kind and at its peak."""
+    """MiB per device of a compiled program, by kind and at its peak."""
     memory = step.memory_analysis()
     sizes = {
         "arguments": memory.argument_size_in_bytes,

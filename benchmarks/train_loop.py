@@ -1,18 +1,16 @@
-"""What training costs outside the jitted step, at the `tiny` size; one JSON object.
+"""What training costs outside the jitted step, at the `tiny` size, as one JSON object.
 
     python -m benchmarks.train_loop [--steps=140] [--saves=4]
 
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
 TensorBoard, progress, asynchronous checkpoints. `outside_step_share` is the host's time in data,
-hooks and logging, with waiting for the device taken out, over all of the loop's time. The first
-save is in it once: few steps make it larger.
+hooks and logging, without waiting for the device, as a share of the loop's time. It includes the
+first save, which compiles; few steps make it larger.
 
-`save_delay` is by how much the steps after a save are longer, from the end of one step to the end
-of the next, as parts of the median step: `first` is the step that the save itself comes before,
-`second` and `third` run while files are written. Each list has one number a save. `usual` are the
-10th and 90th percentile of the steps from the fourth on: what the machine does by itself. A save
-pauses half a second between its pieces, so some of these have a piece beside them; with 20 steps or
-more between saves that changes their median by nothing.
+`save_delay` is how much longer the steps after a save take, from the end of one step to the end of
+the next, relative to the median step: `first` includes the call that saves, `second` and `third`
+run while the files are written. Each list has one number per save. `usual` is the 10th and 90th
+percentile of all other steps from the fifth on, the noise of the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from jaxlab.objectives import next_token
 
 
 def main() -> None:
-    """Trains for a while and prints where the time went."""
+    """Trains and prints where the time went."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--saves", type=int, default=4)
@@ -93,7 +91,7 @@ def main() -> None:
 
 
 class Clock(train.Hook):
-    """Wall time of the loop, and of every step to its end on the device."""
+    """Times the loop, and every step until the device has computed it."""
 
     def start(self, run: train.Run) -> None:
         """Starts the clock."""
@@ -101,22 +99,22 @@ class Clock(train.Hook):
         self._ends = {}
 
     def after_step(self, run: train.Run) -> None:
-        """Waits for the step, which LogMetrics alone would not."""
+        """Waits for the step."""
         run.fetch(run.state.step)
         self._ends[run.step] = time.perf_counter()
 
     def delays(self, every: int) -> dict[str, list[float]]:
-        """How much longer than the median the steps after each save took, in parts of it."""
+        """How much longer than the median the steps after each save took, relative to it."""
         took = {n: end - self._ends[n - 1] for n, end in self._ends.items() if n - 1 in self._ends}
         after = {n: n % every for n in took if n > every}
         usual = [took[n] for n in took if n % every > 3 and n > 4]
         median = statistics.median(usual)
         low, *_, high = statistics.quantiles(usual, n=10)
-        found = {"usual": [low, high]} | {
+        relative = {"usual": [low, high]} | {
             name: [took[n] for n in after if after[n] == place]
             for place, name in ((1, "first"), (2, "second"), (3, "third"))
         }
-        return {k: [round(x / median - 1, 3) for x in v] for k, v in found.items()}
+        return {k: [round(x / median - 1, 3) for x in v] for k, v in relative.items()}
 
     def finish(self, run: train.Run) -> None:
         """Stops it."""

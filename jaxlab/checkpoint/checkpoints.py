@@ -233,7 +233,7 @@ class Checkpoints:
         """
 
         def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-            meta = self._meta(step)
+            meta = self._json(step, "meta")
             targets = {"params": params_targets(meta["leaves"]) if params is None else params}
             if model_state:
                 targets["model_state"] = model_state
@@ -362,12 +362,12 @@ class Checkpoints:
         if steps:
             raise UsageError(
                 f"none of the checkpoints {steps} in {self._where()} can be read; move the folder "
-                "away to begin anew"
+                "away to start afresh"
             )
         return None
 
     def _restore(self, step: int, target: Saveable) -> Restored:
-        meta = self._meta(step)
+        meta = self._json(step, "meta")
         items, leaves = target.items(), meta["leaves"]
         if carry_has_other_rows(leaves, items):
             del items["carry"]
@@ -375,9 +375,6 @@ class Checkpoints:
         require_same_leaves(leaves, items, step)
         state = type(target).from_items(self._arrays(step, meta, items))
         return Restored(state, self._json(step, "data")["state"], meta["caller"])
-
-    def _meta(self, step: int) -> dict[str, Any]:
-        return self._json(step, "meta")
 
     def _json(self, step: int, item: str) -> Any:
         from orbax.checkpoint import args
