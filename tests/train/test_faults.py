@@ -23,7 +23,7 @@ import pytest
 
 from jaxlab import data, train
 from jaxlab.core import MeshConfig, UsageError
-from jaxlab.data import prefetch, reading
+from jaxlab.data import prefetch, retries
 from jaxlab.results import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -347,7 +347,7 @@ def test_a_shard_is_read_again_and_named_where_that_does_not_help(
         (folder / f"{number}.txt").write_text("abcdefgh" * (number % 3 + 1))
     runs = {}
     read_bytes, waits = pathlib.Path.read_bytes, []
-    monkeypatch.setattr(reading, "time", types.SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=waits.append))
     for name, failures in (("sound", 0), ("passing", 3), ("lasting", 4)):
         left = [failures]
 
@@ -367,4 +367,4 @@ def test_a_shard_is_read_again_and_named_where_that_does_not_help(
         else:
             runs[name] = workdir, faulty.start(workdir, config, stream=stream)[1]
     assert_same_result(*runs["passing"], runs["sound"])
-    assert waits == 2 * list(reading.WAITS)
+    assert waits == 2 * list(retries.WAITS)
