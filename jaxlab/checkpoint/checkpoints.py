@@ -420,7 +420,9 @@ class Checkpoints:
         return [words for words in reasons if words is not None]
 
     def _steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        steps = set(self._manager.all_steps())
+        # The manager counts the save in progress.
+        return sorted(steps - {self._saving} if self._manager.is_saving_in_progress() else steps)
 
     def _where(self) -> str:
         return repr(os.fspath(self.folder))

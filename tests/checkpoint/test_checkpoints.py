@@ -183,10 +183,12 @@ def test_checking_a_save_never_waits_for_it(states, tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", held)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(states[1][1])
-        assert writing.wait(60)
-        checkpoints.check()
-        assert checkpoints.latest_step() is None
-        go_on.set()
+        try:
+            assert writing.wait(60)
+            checkpoints.check()
+            assert checkpoints.latest_step() is None
+        finally:
+            go_on.set()
         checkpoints.wait()
         assert checkpoints.latest_step() == 1
 
