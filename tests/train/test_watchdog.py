@@ -146,4 +146,4 @@ def test_a_file_system_that_does_not_answer_keeps_no_process_alive(
     err = capfd.readouterr().err
     assert end.code == train.watchdog.STUCK
     assert "in step" in err
-    assert "after step 3 of 6; its checkpoints cannot be listed; above" in err.splitlines()[-1]
+    assert "after step 3 of 6; its checkpoints cannot be listed; the" in err.splitlines()[-1]
