@@ -65,7 +65,7 @@ def training(
 ) -> study.Training:
     """A model that reads `rows` rows of segments of a length."""
 
-    def bits_per_byte(view: View) -> dict[str, float]:
+    def bits(view: View) -> dict[str, float]:
         return {"held_out/bits_per_byte": held_out_text(config).score(view).bits_per_byte}
 
     def states(view: View) -> Mapping[str, Any]:
@@ -83,7 +83,7 @@ def training(
         align=model.window,
         data=to_dict(config.data),
         group=group,
-        evaluate=bits_per_byte if config.train.eval_every else None,
+        evaluate=bits if config.train.eval_every else None,
         watch=states if model.recurrent_layers else None,
     )
 
@@ -271,17 +271,10 @@ def load(record: Record) -> tuple[TransformerLM, data.Tokenizer]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see `jaxlab.study.main`."""
-    study.main(
-        run,
-        page=page,
-        trainings=trainings,
-        grows=("num_seeds", "recall.num_seeds", "include_xl", "include_recall", "sample"),
-        train_sections=("train", "recall.train"),
-        sample=study.text_sampler(load),
-        sample_flags=study.TEXT_SAMPLE_FLAGS,
-        paper=PAPER,
-        argv=argv,
-    )
+    grows = "num_seeds", "recall.num_seeds", "include_xl", "include_recall", "sample"
+    options = {"grows": grows, "train_sections": ("train", "recall.train"), "paper": PAPER}
+    options |= {"sample": study.text_sampler(load), "sample_flags": study.TEXT_SAMPLE_FLAGS}
+    study.main(run, page=page, trainings=trainings, argv=argv, **options)
 
 
 if __name__ == "__main__":

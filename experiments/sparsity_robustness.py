@@ -189,11 +189,9 @@ def falling_claims(config: Config, rows: study.Rows, density: float) -> list[Cla
 def page(record: Record, numbers: Mapping[str, Any]) -> study.Page:
     """Two figures for each test, a table of all nets by all tests, and what was asked."""
     config = record.config
-    figures = {
-        f"{test}_{axis}": figure
-        for test, title in TESTS.items()
-        for axis, figure in figures_of(numbers, test, title).items()
-    }
+    figures: dict[str, study.Lines] = {}
+    for test, title in TESTS.items():
+        figures |= figures_of(numbers, test, title)
     summary = (
         "Does sparsity itself cost robustness, or only the capacity that is lost with it?\n\n"
         f"A dense {config['classifier']} of width {numbers['nets/width']['dense']} has "
@@ -219,10 +217,10 @@ def figures_of(numbers: Mapping[str, Any], test: str, title: str) -> dict[str, s
     bands = "bands are 95% intervals over seeds"
     small = f"all with as many weights; the small dense net has {dense[1, 0]:.1f}"
     axes = "density of the kernels", "accuracy (%)", "log"
-    figures = {"density": study.Lines(f"{what} density; {bands}.", wide, *axes)}
+    figures = {f"{test}_density": study.Lines(f"{what} density; {bands}.", wide, *axes)}
     if deep:
         caption = f"{what} depth, {small}; {bands}."
-        figures["depth"] = study.Lines(caption, deep, "depth", "accuracy (%)")
+        figures[f"{test}_depth"] = study.Lines(caption, deep, "depth", "accuracy (%)")
     return figures
 
 

@@ -152,7 +152,7 @@ def test_intervals_over_seeds_lie_around_their_mean():
         for name, (mean, low, high) in numbers[f"{test}/accuracy"].items():
             assert mean == pytest.approx(np.mean(numbers[f"{test}/accuracy_by_seed"][name]))
             assert low < mean < high
-    assert set(script.figures_of(numbers, "pgd", "PGD")) == {"density", "depth"}
+    assert set(script.figures_of(numbers, "pgd", "PGD")) == {"pgd_density", "pgd_depth"}
 
 
 def test_a_dry_run_plans_the_dense_and_the_largest_net():
