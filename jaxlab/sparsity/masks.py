@@ -115,8 +115,7 @@ def _n_of_m(kernel: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     size = jnp.abs(kernel).reshape(*before, kernel.shape[axis] // m, m, *after)
     # The rank of each weight in its group, by comparing all pairs: groups are small.
     own, other = jnp.expand_dims(size, axis + 2), jnp.expand_dims(size, axis + 1)
-    index = jnp.arange(m).reshape(m, *(1,) * len(after))
-    earlier = jnp.expand_dims(index, 0) < jnp.expand_dims(index, 1)
+    earlier = jnp.tri(m, k=-1, dtype=bool).reshape(*(1,) * (axis + 1), m, m, *(1,) * len(after))
     rank = ((other > own) | ((other == own) & earlier)).sum(axis + 2)
     return (rank < n).reshape(kernel.shape)
 

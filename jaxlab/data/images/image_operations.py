@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 def auto_contrast(x_hwc: jax.Array) -> jax.Array:
     """Stretches each channel to the whole of [0, 1]; a constant channel is unchanged."""
-    low, high = x_hwc.min(axis=(0, 1)), x_hwc.max(axis=(0, 1))
+    low = x_hwc.min(axis=(0, 1), keepdims=True)
+    high = x_hwc.max(axis=(0, 1), keepdims=True)
     span = jnp.where(high > low, high - low, 1)
     return jnp.where(high > low, (x_hwc - low) / span, x_hwc)
 
@@ -21,7 +22,7 @@ def equalize(x_hwc: jax.Array) -> jax.Array:
     """Equalises the histogram of the 256 levels of each channel."""
     height, width, channels = x_hwc.shape
     levels_hwc = _levels(x_hwc)
-    bins_hwc = levels_hwc + 256 * jnp.arange(channels)
+    bins_hwc = levels_hwc + 256 * jnp.arange(channels)[None, None]
     counts = jnp.zeros(256 * channels, jnp.int32).at[bins_hwc.reshape(-1)].add(1)
     counts_ck = counts.reshape(channels, 256)
     highest_c1 = levels_hwc.max(axis=(0, 1))[:, None]
@@ -29,7 +30,7 @@ def equalize(x_hwc: jax.Array) -> jax.Array:
     step_c1 = rest_c1 // 255
     below_ck = counts_ck.cumsum(axis=1) - counts_ck
     table_ck = jnp.minimum((below_ck + step_c1 // 2) // jnp.maximum(step_c1, 1), 255)
-    table_ck = jnp.where(step_c1 > 0, table_ck, jnp.arange(256))
+    table_ck = jnp.where(step_c1 > 0, table_ck, jnp.arange(256)[None])
     return table_ck.reshape(-1)[bins_hwc].astype(x_hwc.dtype) / 255
 
 

@@ -14,8 +14,8 @@ from jaxlab.data.images.corruptions.levels import as_levels, on_unit_interval, r
 @on_unit_interval
 def contrast(key: jax.Array, x_hwc: jax.Array, share: jax.Array) -> jax.Array:
     """`(x - mean) share + mean`, with the mean of each channel of the image."""
-    mean_c = x_hwc.mean(axis=(0, 1))
-    return (x_hwc - mean_c) * share + mean_c
+    mean_11c = x_hwc.mean(axis=(0, 1), keepdims=True)
+    return (x_hwc - mean_11c) * share + mean_11c
 
 
 def brightness_constants(size: tuple[int, int], more: float) -> tuple[float, np.ndarray]:

@@ -106,7 +106,7 @@ def _clip(levels: jax.Array) -> jax.Array:
 def _halved(x_hw: jax.Array) -> jax.Array:
     """Averages 2x2 pixels; halves are rounded down and up alternately along a row."""
     total = x_hw[::2, ::2] + x_hw[::2, 1::2] + x_hw[1::2, ::2] + x_hw[1::2, 1::2]
-    return (total + 1 + jnp.arange(total.shape[1]) % 2) >> 2
+    return (total + 1 + jnp.arange(total.shape[1])[None] % 2) >> 2
 
 
 def _doubled(x_hw: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -133,6 +133,7 @@ def _through_blocks(x_hw: jax.Array, steps: jax.Array) -> jax.Array:
     # The transform is eight times the orthonormal one.
     waves = _rounded_shift(jnp.einsum("vx,ijyx->ijyv", COSINES, blocks), 11)
     waves = _rounded_shift(jnp.einsum("uy,ijyv->ijuv", COSINES, waves), 15)
+    steps = steps[None, None]
     wide_steps = 8 * steps
     whole = jnp.sign(waves) * ((jnp.abs(waves) + wide_steps // 2) // wide_steps) * steps
     back = _rounded_shift(jnp.einsum("uy,ijuv->ijyv", COSINES, whole), 11)

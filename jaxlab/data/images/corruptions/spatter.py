@@ -60,12 +60,12 @@ def spatter(
     liquid_hwc = jnp.where(liquid_hwc < threshold, 0, liquid_hwc)
 
     def with_water() -> jax.Array:
-        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * WATER
+        return x_hwc + strength * water(liquid_hwc[..., 0])[..., None] * WATER[None, None]
 
     def with_mud() -> jax.Array:
         mask_hwc = separable((liquid_hwc > threshold).astype(jnp.float32), *soft)
         mask_hwc = jnp.where(mask_hwc < 0.8, 0, mask_hwc)
-        return x_hwc * (1 - mask_hwc) + mask_hwc * MUD
+        return x_hwc * (1 - mask_hwc) + mask_hwc * MUD[None, None]
 
     return jax.lax.cond(mud, with_mud, with_water)
 
@@ -139,11 +139,11 @@ def _neighbours(x_hw: jax.Array, outside: int | bool) -> dict[tuple[int, int], j
 def distance(marked_hw: jax.Array) -> jax.Array:
     """Returns each pixel's Euclidean distance to the nearest marked one, float32, or infinity."""
     h, w = marked_hw.shape
-    away_hh = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)).astype(jnp.float32)
-    away_ww = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)).astype(jnp.float32)
+    away_hh = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)[None]).astype(jnp.float32)
+    away_ww = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)[None]).astype(jnp.float32)
     # First along each column, then across the columns.
     down_hw = jnp.where(marked_hw[None], away_hh[:, :, None], jnp.inf).min(axis=1)
-    return jnp.sqrt((down_hw[:, None, :] ** 2 + away_ww**2).min(axis=2))
+    return jnp.sqrt((down_hw[:, None, :] ** 2 + away_ww[None] ** 2).min(axis=2))
 
 
 def equalise(levels: jax.Array, num_levels: int = 256) -> jax.Array:
@@ -155,7 +155,7 @@ def equalise(levels: jax.Array, num_levels: int = 256) -> jax.Array:
       levels: int32, from 0 to `num_levels` - 1.
       num_levels: the number of possible levels.
     """
-    at_most = (levels.reshape(-1) <= jnp.arange(num_levels)[:, None]).sum(axis=1)
+    at_most = (levels.reshape(1, -1) <= jnp.arange(num_levels)[:, None]).sum(axis=1)
     lowest = at_most[levels.min()]
     others = levels.size - lowest
     table = jnp.round(255 * (at_most - lowest) / jnp.maximum(others, 1)).astype(jnp.int32)

@@ -186,6 +186,6 @@ def frost_procedural(
         (1 - jnp.abs(2 * plasma_like(k, image_hwc, decay) - 1)) ** 3
         for k, decay in zip(jax.random.split(key), (1.7, 1.4), strict=True)
     )
-    blue, white = np.array([[35, 65, 100], [245, 250, 255]], np.float32)
+    blue, white = np.array([[35, 65, 100], [245, 250, 255]], np.float32)[:, None, None]
     pattern_hwc = blue + (white - blue) * (smooth + 0.6 * rough) / 1.6
     return truncated(scale * image_hwc + amount * pattern_hwc)
