@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -259,7 +259,7 @@ def mesh_of(arrays: Iterable[Any]) -> Mesh:
     shardings = [x.sharding for x in arrays if isinstance(x, jax.Array)]
     for sharding in shardings:
         if isinstance(sharding, NamedSharding):
-            return sharding.mesh
+            return cast(Mesh, sharding.mesh)
     if (mesh := _mesh.get()) is not None:
         return mesh
     devices = set().union(*(sharding.device_set for sharding in shardings))

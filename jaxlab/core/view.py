@@ -71,8 +71,8 @@ class View:
         if not isinstance(model, nnx.Module):
             raise UsageError(f"a view takes an nnx.Module, got {_named(model)}")
         _claim_traced_arrays(model)
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
-        flat, rest = dict(nnx.to_flat_state(params)), dict(nnx.to_flat_state(rest))
+        graph, *states = nnx.split(model, nnx.Param, ...)
+        flat, rest = (dict(nnx.to_flat_state(each)) for each in states)
         keys, state_keys = _by_path(flat), _by_path(rest)
         axes = {path: flat[key].get_metadata().get("axes") for path, key in keys.items()}
         return cls(
@@ -220,7 +220,7 @@ class View:
         if train not in modes:
             model = self._merged(self.params)
             (model.train if train else model.eval)()
-            graph, _, _ = nnx.split(model, nnx.Param, ...)
+            graph, *_ = nnx.split(model, nnx.Param, ...)
             modes[train] = _shared(self._structure.with_graph(graph))
         return dataclasses.replace(self, _structure=modes[train])
 
@@ -406,11 +406,11 @@ def _record_calls(model: nnx.Module) -> None:
 
 
 @functools.cache
-def _recording(kind: type[nnx.Module]) -> type[nnx.Module]:
+def _recording(kind: Any) -> Any:
     """A subclass of a model's class that sows the output of each call."""
 
     @functools.wraps(kind.__call__)
-    def recorded(self, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         output = kind.__call__(self, *args, **kwargs)
         if _in_own_trace(self):
             self.sow(nnx.Intermediate, "__call__", output)
@@ -418,8 +418,10 @@ def _recording(kind: type[nnx.Module]) -> type[nnx.Module]:
 
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {"__call__": recorded, "_records_calls": True} | names
-    make = functools.partial(type(kind), kind.__name__, pytree=kind._pytree__is_pytree)
-    if kind.__init_subclass__.__func__ is nnx.Pytree.__init_subclass__.__func__:
+    metaclass: Any = type(kind)
+    default: Any = nnx.Pytree.__init_subclass__
+    make = functools.partial(metaclass, kind.__name__, pytree=kind._pytree__is_pytree)
+    if kind.__init_subclass__.__func__ is default.__func__:
         return make((kind,), body)
     # The model's own `__init_subclass__` may keep a list of classes or need arguments. So the class
     # is made as a child of nnx.Module, moved, and stripped of what NNX knows better of `kind`.

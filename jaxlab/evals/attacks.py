@@ -146,7 +146,7 @@ def fgsm(view: View | nnx.Module, eps: float, *, targeted: bool = False) -> Atta
     Raises:
       UsageError: not a model; a radius that is negative or above 1.
     """
-    return Attack(view, eps, "linf", 1, eps, random_start=False, targeted=targeted)
+    return Attack(as_view(view), eps, "linf", 1, eps, random_start=False, targeted=targeted)
 
 
 def pgd(
@@ -187,7 +187,7 @@ def pgd(
     if steps < 1:
         raise UsageError(f"steps={steps}; expected 1 or more")
     step_size = 2.5 * eps / steps if step_size is None else step_size
-    return Attack(view, eps, norm, steps, step_size, random_start, restarts, targeted)
+    return Attack(as_view(view), eps, norm, steps, step_size, random_start, restarts, targeted)
 
 
 def random_search(
@@ -204,7 +204,7 @@ def random_search(
     Raises:
       UsageError: as for `pgd`.
     """
-    return Attack(view, eps, norm, steps=0, step_size=0.0, restarts=draws)
+    return Attack(as_view(view), eps, norm, steps=0, step_size=0.0, restarts=draws)
 
 
 def attack_accuracy(

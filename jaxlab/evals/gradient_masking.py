@@ -127,7 +127,9 @@ def _rising(clean: Predictions, moved: Predictions) -> Claim:
 
 
 def _log_odds(predictions: Predictions) -> np.ndarray:
-    return np.asarray(error_log_odds(jnp.asarray(predictions.logits), predictions.labels))
+    return np.asarray(
+        error_log_odds(jnp.asarray(predictions.logits), jnp.asarray(predictions.labels))
+    )
 
 
 def _falling(claim: str, accuracies: Sequence[float], tolerance: float) -> Claim:

@@ -112,7 +112,8 @@ class HeldOutText:
         """The first batch on the devices of a mesh: `inputs` int32 and `start` bool, [b, t]."""
         first = next(iter(self.walk))
         rows = batch_sharding(make_mesh(mesh))
-        return place_rows({name: first[name] for name in ("inputs", "start")}, rows)
+        wanted: dict[str, Any] = {name: first[name] for name in ("inputs", "start")}
+        return place_rows(wanted, rows)
 
     def xz_bits_per_byte(self) -> float:
         """What `xz -9e` needs for the same texts, each on its own."""
@@ -127,5 +128,7 @@ def scores_to_json(scores: DocumentScores) -> dict[str, Any]:
 
 def scores_from_json(values: Mapping[str, Any]) -> DocumentScores:
     """The inverse of `scores_to_json`."""
-    arrays = {n: np.array(v) if isinstance(v, list) else v for n, v in values.items()}
+    arrays: dict[str, Any] = {
+        n: np.array(v) if isinstance(v, list) else v for n, v in values.items()
+    }
     return DocumentScores(**{**arrays, "edges": tuple(values["edges"])})

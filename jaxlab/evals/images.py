@@ -183,6 +183,6 @@ def error_log_odds(logits_bc: jax.Array, labels_b: jax.Array) -> jax.Array:
     >>> float(log_odds[0])
     -200.0
     """
-    label_bc = labels_b[:, None] == jnp.arange(logits_bc.shape[1])
+    label_bc = labels_b[:, None] == jnp.arange(logits_bc.shape[1])[None]
     others_b = jax.nn.logsumexp(jnp.where(label_bc, -jnp.inf, logits_bc), axis=1)
     return others_b - jnp.where(label_bc, logits_bc, 0).sum(axis=1)
