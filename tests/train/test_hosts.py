@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -18,6 +18,7 @@ import pytest
 from jaxlab.core import MeshConfig, UsageError, to_dict
 from jaxlab.results import Record, read_metrics
 from jaxlab.study.connect import connect
+from tests.forked import Python
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = "tests/train/hosts_study.py"
@@ -37,11 +38,18 @@ def study():
     del sys.modules["hosts_study"]
 
 
+@pytest.fixture(scope="module")
+def start(python):
+    """Starts the processes of a run."""
+    return functools.partial(Processes, python)
+
+
 class Processes:
     """The processes of one run."""
 
     def __init__(
         self,
+        python: Python,
         workdir: pathlib.Path,
         count: int,
         *arguments: str,
@@ -57,25 +65,18 @@ class Processes:
         ]
         if count == 1 or slurm:
             found = [[]] * count
-        own = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
         self.workdir = workdir
         self.running = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    STUDY,
-                    f"--config={STUDY}",
-                    f"--workdir={workdir}",
-                    f"--devices={8 // count if count > 1 else 1}",
-                    "--heartbeat_timeout=10",
-                    *found[i],
-                    *arguments,
-                ],
-                cwd=ROOT,
-                env={**os.environ, **own, "PAUSE_AT": str(pause), **slurm_task(i, count, slurm)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            python.start(
+                STUDY,
+                f"--config={STUDY}",
+                f"--workdir={workdir}",
+                f"--devices={8 // count if count > 1 else 1}",
+                "--heartbeat_timeout=10",
+                *found[i],
+                *arguments,
+                PAUSE_AT=str(pause),
+                **slurm_task(i, count, slurm),
             )
             for i in range(count)
         ]
@@ -167,10 +168,10 @@ def go_on_here(study, workdir: pathlib.Path, **sizes: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(start, tmp_path_factory):
     """The curve of a run on one device without a break."""
     workdir = tmp_path_factory.mktemp("one")
-    ((code, _, errors),) = Processes(workdir, 1).end()
+    ((code, _, errors),) = start(workdir, 1).end()
     assert code == 0, errors
     found = curve(workdir)
     assert found[9, "train/loss"] < 0.8 * found[1, "train/loss"]
@@ -178,8 +179,8 @@ def whole(tmp_path_factory):
     return found
 
 
-def test_two_processes_train_like_one_device(whole, tmp_path):
-    (code, out, errors), (other_code, other_out, other_errors) = Processes(
+def test_two_processes_train_like_one_device(whole, start, tmp_path):
+    (code, out, errors), (other_code, other_out, other_errors) = start(
         tmp_path, 2, *mesh(**MESH)
     ).end()
     assert (code, other_code) == (0, 0), errors + other_errors
@@ -196,9 +197,9 @@ def test_eight_devices_of_one_process_train_like_one_device(whole, study, tmp_pa
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["coordinator", "other"])
 def test_a_run_that_lost_a_process_goes_on_in_one_process_and_another_mesh(
-    lost, whole, study, tmp_path
+    lost, whole, study, start, tmp_path
 ):
-    run = Processes(tmp_path, 2, *mesh(**MESH), pause=7)
+    run = start(tmp_path, 2, *mesh(**MESH), pause=7)
     run.send(signal.SIGKILL, lost)
     ended = run.end()
     code, _, errors = ended[1 - lost]
@@ -211,8 +212,8 @@ def test_a_run_that_lost_a_process_goes_on_in_one_process_and_another_mesh(
     assert_same_curve(tmp_path, whole)
 
 
-def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, study, tmp_path):
-    run = Processes(tmp_path, 2, *mesh(**MESH), pause=4)
+def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, study, start, tmp_path):
+    run = start(tmp_path, 2, *mesh(**MESH), pause=4)
     run.send(signal.SIGTERM, 1)
     (code, _, errors), (other_code, _, other_errors) = run.end()
     assert (code, other_code) == (75, 75), errors + other_errors
@@ -223,7 +224,7 @@ def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, stud
     # What one of them wrote is damaged: both go back to the same checkpoint before.
     for file in (tmp_path / f"checkpoints/{latest}/params/ocdbt.process_1").glob("d/*"):
         file.write_bytes(file.read_bytes()[:20])
-    run = Processes(tmp_path, 2, *mesh(data=4, tensor=2), pause=7)
+    run = start(tmp_path, 2, *mesh(data=4, tensor=2), pause=7)
     run.send(signal.SIGTERM, 0, 1)
     (code, _, errors), (other_code, _, other_errors) = run.end()
     assert (code, other_code) == (75, 75), errors + other_errors
@@ -235,11 +236,11 @@ def test_sigterm_to_one_or_both_saves_one_step_and_asks_to_run_again(whole, stud
 
 
 @pytest.mark.parametrize("slurm", [False, True], ids=["flags", "slurm"])
-def test_what_the_main_host_refuses_ends_all_and_is_said_once(slurm, tmp_path):
+def test_what_the_main_host_refuses_ends_all_and_is_said_once(slurm, start, tmp_path):
     Record.create(
         tmp_path, experiment="hosts_study", variant="small", paper="", config={"train": {}}
     )
-    ends = Processes(tmp_path, 2, slurm=slurm).end()
+    ends = start(tmp_path, 2, slurm=slurm).end()
     assert [code for code, _, _ in ends] == [2, 2]
     assert "has a run with another config" in ends[0][2]
     assert "another config" not in ends[1][2]
