@@ -60,7 +60,7 @@ def test_shortcuts_and_widths_of_resnet20_have_the_known_sizes():
 
 @pytest.mark.parametrize("name", sorted(CLASSIFIERS))
 def test_width_and_depth_scale_every_classifier(name):
-    config = CLASSIFIERS[name]
+    config = dataclasses.replace(CLASSIFIERS[name], depth=1)  # whose shapes take little time
     heads = getattr(config, "num_heads", 1)
     wider = dataclasses.replace(config, width=config.width + heads)
     deeper = dataclasses.replace(config, depth=config.depth + 1)
