@@ -52,14 +52,14 @@ def test_order_depends_on_the_seed_and_not_on_the_batch_size():
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
-def test_hosts_together_make_the_rows_of_one(num_processes):
+def test_processes_together_make_the_rows_of_one(num_processes):
     rows = np.array_split(np.arange(6), num_processes)
-    hosts = [ImageStream(numbered(10), 6, seed=1, rows=mine.tolist()) for mine in rows]
+    processes = [ImageStream(numbered(10), 6, seed=1, rows=mine.tolist()) for mine in rows]
     for whole in take(ImageStream(numbered(10), 6, seed=1), 7):
-        parts = [next(host) for host in hosts]
+        parts = [next(process) for process in processes]
         for name, array in whole.items():
             np.testing.assert_array_equal(joined(parts, name), array)
-    assert hosts[0].state() == hosts[1].state()
+    assert processes[0].state() == processes[1].state()
 
 
 def test_restored_stream_equals_the_uninterrupted_one():
@@ -121,9 +121,9 @@ def test_a_pass_has_every_image_once_in_order_and_one_shape(batch_size, count):
         assert all(batch[k].dtype == np.int32 for batch in made for k in ("targets", "index"))
 
 
-def test_a_pass_is_shared_by_hosts():
+def test_a_pass_is_shared_by_processes():
     whole = list(image_batches(numbered(10), 4))
-    hosts = [list(image_batches(numbered(10), 4, rows=rows)) for rows in ([0, 1], [2, 3])]
-    for batch, *parts in zip(whole, *hosts, strict=True):
+    processes = [list(image_batches(numbered(10), 4, rows=rows)) for rows in ([0, 1], [2, 3])]
+    for batch, *parts in zip(whole, *processes, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(joined(parts, name), array)

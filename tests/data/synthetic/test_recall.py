@@ -108,7 +108,7 @@ def test_state_of_another_stream_is_refused():
         RecallTask(num_pairs=2).stream(batch_size=2, seed=0).restore(state)
 
 
-def test_hosts_together_make_the_rows_of_one():
+def test_processes_together_make_the_rows_of_one():
     task = RecallTask()
     parts = [next(task.stream(batch_size=4, seed=3, rows=[2 * h, 2 * h + 1])) for h in range(2)]
     whole = next(task.stream(batch_size=4, seed=3))

@@ -129,18 +129,18 @@ def test_without_shuffling_documents_come_in_order():
     assert read_back(rows, 0)[:4] == [[*documents[i], B] for i in (0, 1, 2, 0)]
 
 
-def part(batch_size, host, hosts):
-    """The rows of one of several hosts, which take every `hosts`-th."""
-    return range(host, batch_size, hosts)
+def part(batch_size, process, processes):
+    """The rows of one of several processes, which take every `processes`-th."""
+    return range(process, batch_size, processes)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_read_the_rows_of_one(hosts):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_read_the_rows_of_one(processes):
     documents = texts([50, 37, 23, 11, 64, 5])
     one = take(stream(documents, batch_size=4), 12)
-    for host in range(hosts):
-        rows = take(stream(documents, batch_size=4, rows=part(4, host, hosts)), 12)
-        same(rows, {name: one[name][host::hosts] for name in one})
+    for process in range(processes):
+        rows = take(stream(documents, batch_size=4, rows=part(4, process, processes)), 12)
+        same(rows, {name: one[name][process::processes] for name in one})
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 10])
@@ -166,7 +166,7 @@ def test_taking_the_state_changes_nothing():
     assert watched.state() == plain.state()
 
 
-def test_joined_states_of_two_hosts_restore_four():
+def test_joined_states_of_two_processes_restore_four():
     documents = texts([50, 37, 23, 11, 64, 5])
     two = [stream(documents, batch_size=4, rows=part(4, h, 2)) for h in range(2)]
     for reader in two:
@@ -176,8 +176,8 @@ def test_joined_states_of_two_hosts_restore_four():
     for reader in four:
         reader.restore(joined)
     expected = [take(reader, 5) for reader in two]
-    for host, reader in enumerate(four):
-        same(take(reader, 5), {n: x[host // 2 :: 2] for n, x in expected[host % 2].items()})
+    for process, reader in enumerate(four):
+        same(take(reader, 5), {n: x[process // 2 :: 2] for n, x in expected[process % 2].items()})
 
 
 def test_rows_of_a_single_document_begin_evenly_spaced_and_aligned():
@@ -269,7 +269,7 @@ def test_document_that_changed_since_the_state_was_saved_is_named():
         stream([b"abcdefgh"], batch_size=1).restore(state)
 
 
-def test_state_without_the_rows_of_this_host_is_refused():
+def test_state_without_the_rows_of_this_process_is_refused():
     documents = texts([50, 37])
     state = stream(documents, rows=[0]).state()
     with pytest.raises(UsageError, match="has no row 1.*join_states"):

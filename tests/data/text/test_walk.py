@@ -99,11 +99,11 @@ def test_long_documents_are_dealt_first_so_that_rows_are_balanced():
     assert rows["mask"].shape == (2, 32)
 
 
-def test_hosts_together_walk_the_rows_of_one(documents):
+def test_processes_together_walk_the_rows_of_one(documents):
     one = joined(plan(documents, batch_size=4))
-    hosts = [plan(documents, batch_size=4, rows=[2 * h, 2 * h + 1]) for h in range(2)]
-    assert hosts[0].num_batches == hosts[1].num_batches
-    parts = [joined(h) for h in hosts]
+    processes = [plan(documents, batch_size=4, rows=[2 * h, 2 * h + 1]) for h in range(2)]
+    assert processes[0].num_batches == processes[1].num_batches
+    parts = [joined(h) for h in processes]
     for name in one:
         np.testing.assert_array_equal(one[name], np.concatenate([p[name] for p in parts]))
 
