@@ -108,7 +108,10 @@ def test_the_paper_variant_has_the_parameters_of_the_paper():
         ({"recall.task.block": "8"}, "recall.task.block=8 differs from recall.model.window=16"),
         ({"recall.model.vocab_size": "40"}, "recall.model.vocab_size=40 is below the 41 ids"),
         ({"recall.eval_blocks": "3"}, "recall.eval_blocks=3; expected a multiple of recall.task"),
-        ({"recall.num_seeds": "0"}, "eval_sequences=512 and num_seeds=0; expected 1 or more"),
+        (
+            {"recall.num_seeds": "0"},
+            "eval_sequences=512, num_seeds=0 and baseline_layers=1; expected 1, 1",
+        ),
         ({"num_seeds": "0"}, "num_seeds=0; expected 1 or more"),
         ({"baseline_layers": "none"}, "baseline_layers=None trains model alone; set include_xl="),
         ({"data.segmentlength": "1"}, "did you mean 'segment_length'?"),
