@@ -30,7 +30,7 @@ class Strange(nnx.Module):
 
     def __call__(self, x_btc: jax.Array) -> jax.Array:
         x_btd = self.attention(self.norm(self.conv(x_btc)))
-        x_btd = self.dropout(x_btd) * self.scale + self.table
+        x_btd = self.dropout(x_btd) * self.scale[None, None] + self.table[None, None]
         return jax.lax.scan(lambda x, layer: (jnp.tanh(layer(x)), None), x_btd, self.layers)[0]
 
 
