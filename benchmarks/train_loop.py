@@ -1,6 +1,6 @@
 """What training costs outside the jitted step, at the `tiny` size, as one JSON object.
 
-    python -m benchmarks.train_loop [--steps=140] [--saves=4]
+    python -m benchmarks.train_loop [--steps=140] [--saves=4] [--malloc=reuse]
 
 Runs `run_training` as the experiment does: standard library text, prefetch, logs every 10 steps,
 TensorBoard, progress, asynchronous checkpoints. `outside_step_share` is the host's time in data,
@@ -11,6 +11,9 @@ first save, which compiles; few steps make it larger.
 the next, relative to the median step: `first` includes the call that saves, `second` and `third`
 run while the files are written. Each list has one number per save. `usual` is the 10th and 90th
 percentile of all other steps from the fifth on, the noise of the machine.
+
+`step_cpu_ms` and `step_page_faults` are of the process, per step, saves and logs included.
+`--malloc=default` leaves glibc's defaults in place of `train.reuse_memory`.
 """
 
 from __future__ import annotations
@@ -39,9 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--saves", type=int, default=4)
+    parser.add_argument("--malloc", choices=("reuse", "default"), default="reuse")
     arguments = parser.parse_args()
     steps, every = arguments.steps, max(arguments.steps // (arguments.saves + 1), 5)
-    train.reuse_memory()
+    if arguments.malloc == "reuse":
+        train.reuse_memory()
     config = tiny()
     settings = dataclasses.replace(
         config.train, steps=steps, log_every=10, save_every=every, eval_every=None
@@ -78,6 +83,8 @@ def main() -> None:
                 "parameters": view.num_params,
                 "seconds": round(total, 3),
                 "step_ms": round(1e3 * total / steps, 2),
+                "step_cpu_ms": round(1e3 * clock.cpu_seconds / steps, 1),
+                "step_page_faults": round(clock.page_faults / steps),
                 "outside_step_ms": round(1e3 * run.seconds.outside_step / steps, 3),
                 "outside_step_share": round(run.seconds.outside_step / total, 4),
                 "save_delay": clock.delays(every),
@@ -95,7 +102,7 @@ class Clock(train.Hook):
 
     def start(self, run: train.Run) -> None:
         """Starts the clock."""
-        self._begin = time.perf_counter()
+        self._begin, self._usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         self._ends = {}
 
     def after_step(self, run: train.Run) -> None:
@@ -119,6 +126,9 @@ class Clock(train.Hook):
     def finish(self, run: train.Run) -> None:
         """Stops it."""
         self.seconds = time.perf_counter() - self._begin
+        before, now = self._usage, resource.getrusage(resource.RUSAGE_SELF)
+        self.cpu_seconds = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
+        self.page_faults = now.ru_minflt - before.ru_minflt
 
 
 if __name__ == "__main__":
