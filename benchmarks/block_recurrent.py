@@ -14,7 +14,7 @@ For each preset (forward and backward, float32, state carried, no optimiser):
   the process's peak memory by the end of the second;
 * `compilations_after_first_step`: counted by jax itself.
 
-`--kernel=compiled` takes the compiled code of `jaxlab.nn.cpu.compiled` for attention and products.
+`--backend=compiled` computes attention and products with the compiled code of `jaxlab.nn.cpu`.
 `--peer` runs a command that prints JSON lines with `preset`, `cpu_s` (a list, seconds of each step)
 and `tokens_per_step`, on the same core, and adds the ratio of the tokens per CPU-second. The peer
 and we take turns, `--rounds` times.
@@ -47,7 +47,7 @@ def main() -> None:
     """Measures the presets, and the peers around them; prints a line for each preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), help="by default each of them")
-    parser.add_argument("--kernel", choices=["plain", "compiled"], default="plain")
+    parser.add_argument("--backend", choices=["plain", "compiled"], default="plain")
     parser.add_argument("--steps", type=positive, default=4, help="of each variant in a round")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--peer", help="a command, see above")
@@ -56,7 +56,7 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, inherited by the peer
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.preset:
-        row = measure(args.preset, args.steps, args.rounds, args.peer, args.kernel)
+        row = measure(args.preset, args.steps, args.rounds, args.peer, args.backend)
         print(json.dumps(row), flush=True)
         return
     for name in sorted(PRESETS):  # each in its own process, which tells the most memory it had
@@ -109,7 +109,7 @@ def take_turns(
     return seconds
 
 
-def measure(name: str, num_steps: int, num_rounds: int, peer: str | None, kernel: str) -> dict:
+def measure(name: str, num_steps: int, num_rounds: int, peer: str | None, backend: str) -> dict:
     """Times the variants of one preset, and the peer, in turns."""
     import jax
     import jax.numpy as jnp
@@ -121,7 +121,7 @@ def measure(name: str, num_steps: int, num_rounds: int, peer: str | None, kernel
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
     )
-    preset = {**PRESETS[name], "kernel": kernel}
+    preset = {**PRESETS[name], "backend": backend}
     built = {"recurrent": build(preset, depth=4, recurrent=(2,))}
     start = time.process_time()
     built["recurrent"][0]()
@@ -236,7 +236,7 @@ def new_model(preset: dict, depth: int, recurrent: tuple[int, ...]):
         window=preset["window"],
         num_states=preset["num_states"],
         recurrent_layers=recurrent,
-        kernel=preset.get("kernel", "plain"),
+        backend=preset.get("backend", "plain"),
         dtype="float32",
     )
     # One program, as a training run makes its state: operation by operation takes more memory.

@@ -1,6 +1,6 @@
 """Step time of every row of the Block-Recurrent Transformer's table, over that of Slide:13L.
 
-    python -m benchmarks.table [--preset=small] [--kernel=compiled] [--steps=3] [--rounds=2]
+    python -m benchmarks.table [--preset=small] [--backend=compiled] [--steps=3] [--rounds=2]
 
 Prints one JSON object: `over_slide_13l`, the CPU time of a step of each row over that of the
 13-layer sliding-window model in the same run, and `paper`, that column of arXiv 2203.07852, table
@@ -25,17 +25,17 @@ def main() -> None:
     """Measures all rows and prints their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="small", choices=sorted(PRESETS))
-    parser.add_argument("--kernel", choices=["plain", "compiled"], default="plain")
+    parser.add_argument("--backend", choices=["plain", "compiled"], default="plain")
     parser.add_argument("--steps", type=positive, default=3, help="of each row in a round")
     parser.add_argument("--rounds", type=positive, default=2)
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    print(json.dumps(measure(args.preset, args.steps, args.rounds, args.kernel)))
+    print(json.dumps(measure(args.preset, args.steps, args.rounds, args.backend)))
 
 
-def measure(name: str, num_steps: int, num_rounds: int, kernel: str) -> dict:
+def measure(name: str, num_steps: int, num_rounds: int, backend: str) -> dict:
     """Times all rows at the width of one preset, in turns."""
     import jax
 
@@ -43,14 +43,14 @@ def measure(name: str, num_steps: int, num_rounds: int, kernel: str) -> dict:
     from jaxlab.train import reuse_memory
 
     reuse_memory()
-    runs = {row: step_of(row, PRESETS[name], kernel) for row in ROWS}
+    runs = {row: step_of(row, PRESETS[name], backend) for row in ROWS}
     for run in runs.values():
         run()
     seconds = take_turns(runs, num_steps, num_rounds, between=lambda: None)
     best = {row: min(times) for row, times in seconds.items()}
     return {
         "preset": name,
-        "kernel": kernel,
+        "backend": backend,
         "over_slide_13l": {row: round(t / best["slide_13l"], 3) for row, t in best.items()},
         "paper": PAPER,
         "cpu_s": {row: [round(t, 4) for t in times] for row, times in seconds.items()},
@@ -58,7 +58,7 @@ def measure(name: str, num_steps: int, num_rounds: int, kernel: str) -> dict:
     }
 
 
-def step_of(row: str, preset: dict, kernel: str):
+def step_of(row: str, preset: dict, backend: str):
     """A training step of a row in the proportions of the paper, at the width of a preset."""
     from flax import nnx
 
@@ -77,7 +77,7 @@ def step_of(row: str, preset: dict, kernel: str):
         attention_dropout=0.0,
         scan_layers=False,
         remat=False,
-        kernel=kernel,
+        backend=backend,
         dtype="float32",
     )
     tokens = preset["batch"] * preset["length"]

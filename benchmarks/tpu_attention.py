@@ -3,10 +3,10 @@
     python -m benchmarks.tpu_attention --row=rec_fixed_skip --topology=v4:2x2x1
 
 Compiles the step of a row of the Block-Recurrent Transformer's table (arXiv 2203.07852, table 1)
-for a topology that need not be there, once for each kernel of the attention, and prints one JSON
-object each; it needs libtpu (`pip install "jax[tpu]"`) and no TPU. Nothing is run: what follows is
-what the compiler plans. All numbers are of one device and one step, without dropout of the
-attention's weights, which the fused kernel has not.
+for a topology, which need not exist here, once with each backend, and prints one JSON object each;
+it needs libtpu (`pip install "jax[tpu]"`) and no TPU. Nothing is run: all numbers are what the
+compiler plans, for one device and one step, without dropout of the attention's weights, which the
+fused kernel does not have.
 * `arguments`, `temporaries`, `peak`: bytes that the compiler sets aside;
 * `bytes_accessed`: its own count of bytes between the chip and its memory, in which the body of a
   loop counts once and a kernel for what it says of itself (`pl.CostEstimate`);
@@ -30,7 +30,7 @@ from benchmarks.block_recurrent import positive
 
 
 def main() -> None:
-    """Compiles and prints; exits 2 with one line where a kernel or a size cannot be."""
+    """Compiles and prints; exits 2 with one line where a backend or a size is refused."""
     from configs.block_recurrent import VARIANTS
     from jaxlab.core import UsageError
 
@@ -44,20 +44,20 @@ def main() -> None:
         help="a variant of configs/block_recurrent.py, such as slide_13l",
     )
     parser.add_argument("--topology", default="v4:2x2x1")
-    parser.add_argument("--kernels", nargs="+", default=["plain", "pallas"])
+    parser.add_argument("--backends", nargs="+", default=["plain", "pallas"])
     parser.add_argument("--tensor", type=positive, default=1, help="devices that share the heads")
     parser.add_argument("--window", type=positive, help="another window than the row's")
     parser.add_argument("--batch_size", type=positive, help="another than the row's")
     args = parser.parse_args()
-    for kernel in args.kernels:
+    for backend in args.backends:
         try:
-            print(json.dumps(measure(args, kernel)), flush=True)
+            print(json.dumps(measure(args, backend)), flush=True)
         except UsageError as error:
             parser.error(str(error))
 
 
-def measure(args: argparse.Namespace, kernel: str) -> dict:
-    """What the compiler says of the step with one kernel."""
+def measure(args: argparse.Namespace, backend: str) -> dict:
+    """What the compiler says of the step with one backend."""
     import jax
 
     from benchmarks.utilisation import prepared
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
     config, pod = VARIANTS[args.row](), tpu_pod(args.topology)
     model = dataclasses.replace(
         config.model,
-        kernel=kernel,
+        backend=backend,
         window=args.window or config.model.window,
         attention_dropout=0.0,  # the fused kernel has none
     )
@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, kernel: str) -> dict:
         "tensor": args.tensor,
         "window": model.window,
         "parameters": plan.view.num_params,
-        "kernel": kernel,
+        "backend": backend,
         "arguments": cost.arguments,
         "temporaries": cost.temporaries,
         "peak": cost.peak,

@@ -78,11 +78,13 @@ def compiler() -> None:
 
 
 @pytest.fixture(params=["plain", "compiled"])
-def kernel(request: pytest.FixtureRequest) -> str:
-    """What layers compute with on a CPU: each test of it runs with both."""
+def backend(request: pytest.FixtureRequest):
+    """The backends of a CPU: a test that takes it runs with each."""
+    from jaxlab.nn import make_backend
+
     if request.param == "compiled":
         request.getfixturevalue("compiler")
-    return request.param
+    return make_backend(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from jaxlab.core import UsageError
 from jaxlab.models.classifier import Classifier, ClassifierConfig, linear_head
 from jaxlab.models.registry import features, register
 from jaxlab.nn import NORMS, projection
-from jaxlab.nn.feed_forward import relu
+from jaxlab.nn.activations import relu
 
 
 @dataclasses.dataclass(frozen=True)

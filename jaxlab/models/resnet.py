@@ -13,7 +13,7 @@ from jaxlab.core import UsageError
 from jaxlab.models.classifier import Classifier, ClassifierConfig, linear_head
 from jaxlab.models.registry import features, register
 from jaxlab.nn import NORMS, Conv, max_pool
-from jaxlab.nn.feed_forward import relu
+from jaxlab.nn.activations import relu
 
 EXPANSION = {"basic": 1, "preactivation": 1, "bottleneck": 4}
 """Output channels of a block over those inside it."""

@@ -11,7 +11,7 @@ from jaxlab.core import UsageError
 from jaxlab.models.classifier import Classifier, ClassifierConfig, linear_head
 from jaxlab.models.registry import features, register
 from jaxlab.nn import Conv, max_pool, projection
-from jaxlab.nn.feed_forward import relu
+from jaxlab.nn.activations import relu
 
 STAGES = 3
 """Stages of a `SmallCNN`, each of which ends by halving height and width."""

@@ -30,6 +30,7 @@ from jaxlab.nn import (
     GATES,
     UPDATES,
     Attention,
+    Backend,
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
@@ -40,10 +41,11 @@ from jaxlab.nn import (
     StateReadingAttention,
     T5Bias,
     dropout,
+    known_backend,
+    make_backend,
 )
-from jaxlab.nn.attention import require_dropout, split_width
-from jaxlab.nn.bilinear import on_one_cpu_device
-from jaxlab.nn.products import matmul, require_known
+from jaxlab.nn.attention import split_width
+from jaxlab.nn.backend import require_dropout_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ class TransformerLMConfig:
         compile once, for a copy of the parameters a step. Parameters and their paths are the
         same with and without; outputs inside a scan are not seen by `View.taps`.
       remat: compute each block again in the backward pass instead of keeping its insides.
-      kernel: what layers compute with: 'plain' operations; 'pallas', which reads windows by a fused
-        kernel, for TPUs alone; 'compiled', for CPUs: C++ reads windows and states, and computes
-        products with parameters; see `nn.Attention` and `nn.compiled`.
+      backend: what layers compute with, a name of `nn.BACKENDS`: 'plain' operations; 'pallas' reads
+        windows by a fused kernel, on TPUs; 'compiled' reads windows and states, and computes
+        products with parameters, in C++, on CPUs. The last two need a window.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
     """
@@ -108,7 +110,7 @@ class TransformerLMConfig:
     attention_dropout: float = 0.0
     scan_layers: bool = False
     remat: bool = False
-    kernel: Literal["plain", "pallas", "compiled"] = "plain"
+    backend: Literal["plain", "pallas", "compiled"] = "plain"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
@@ -137,10 +139,8 @@ class TransformerLMConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r}; it takes {', '.join(known)}")
         if self.recurrent_layers and self.window is None:
             raise UsageError("recurrent_layers need a window: set window, the length of a block")
-        require_known(self.kernel)
-        if self.kernel != "plain" and self.window is None:
-            raise UsageError(f"kernel={self.kernel!r} needs a window: set window")
-        require_dropout(self.attention_dropout, self.kernel)
+        require_dropout_rate(self.attention_dropout)
+        known_backend(self.backend).require_layer(self.window, self.attention_dropout)
         if self.position == "learned" and self.window is not None:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
@@ -204,7 +204,10 @@ class TransformerLM(Decoding, nnx.Module):
             rngs=rngs,
         )
         self.positions = learned_positions(config, rngs=rngs)
-        self.blocks = nnx.List([make_block(config, slot, rngs=rngs) for slot in config.slots()])
+        self.backend = make_backend(config.backend)
+        self.blocks = nnx.List(
+            [make_block(config, slot, backend=self.backend, rngs=rngs) for slot in config.slots()]
+        )
         self.final_norm = RMSNorm(config.width, dtype=self.dtype, rngs=rngs)
 
     @classmethod
@@ -359,15 +362,7 @@ class TransformerLM(Decoding, nnx.Module):
     def logits(self, x_btd: jax.Array) -> jax.Array:
         """float32 [b, t, v] from normalised outputs: tied embedding over sqrt(d)."""
         table_vd = self.embedding.embedding[...].astype(self.dtype)
-        if self.config.kernel == "compiled" and on_one_cpu_device():
-            x_nd = x_btd.reshape(-1, x_btd.shape[-1])
-            logits = matmul(x_nd, table_vd, transpose_y=True, kernel=self.config.kernel)
-            logits = logits.reshape(*x_btd.shape[:-1], -1)
-        else:
-            logits = jnp.einsum(
-                "...d,vd->...v", x_btd, table_vd, preferred_element_type=jnp.float32
-            )
-        return logits * self.config.width**-0.5
+        return self.backend.tied_logits(x_btd, table_vd) * self.config.width**-0.5
 
 
 def call_block(block: Block, x_btd, segment, carry, key) -> tuple[jax.Array, Any]:
@@ -416,8 +411,10 @@ def learned_positions(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> nnx.Par
     return nnx.Param(init, axes=(None, "embed"))
 
 
-def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Block:
-    """The block of one slot (see `TransformerLMConfig.slots`) by the sizes of a config."""
+def make_block(
+    config: TransformerLMConfig, slot: str, *, backend: Backend, rngs: nnx.Rngs
+) -> Block:
+    """The block of one slot (see `TransformerLMConfig.slots`), with the sizes of a config."""
     dtype = compute_dtype(config.dtype)
     head_dim = config.head_dim or config.width // config.num_heads
     position: Any = None
@@ -436,7 +433,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         head_scale=config.head_scale,
         position=position,
         extra_heads=0 if slot == "attention" else config.num_heads,
-        kernel=config.kernel,
+        backend=backend,
         attention_dropout=config.attention_dropout,
         dtype=dtype,
         rngs=rngs,
@@ -444,7 +441,7 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
     if slot == "recurrent":
         mixer = BlockRecurrentAttention(
             mixer,
-            make_cell(config, rngs=rngs),
+            make_cell(config, backend=backend, rngs=rngs),
             config.width,
             head_scale=config.head_scale,
             dtype=dtype,
@@ -459,14 +456,16 @@ def make_block(config: TransformerLMConfig, slot: str, *, rngs: nnx.Rngs) -> Blo
         config.mlp_dim or 4 * config.width,
         activation=config.activation,
         gated=config.gated,
-        kernel=config.kernel,
+        backend=backend,
         dtype=dtype,
         rngs=rngs,
     )
     return Block(config.width, mixer, mlp, dropout_rate=config.dropout_rate, dtype=dtype, rngs=rngs)
 
 
-def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentCell:
+def make_cell(
+    config: TransformerLMConfig, *, backend: Backend, rngs: nnx.Rngs
+) -> BlockRecurrentCell:
     """The recurrent cell of a config."""
     dtype = compute_dtype(config.dtype)
     head_dim = config.head_dim or config.width // config.num_heads
@@ -479,11 +478,9 @@ def make_cell(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> BlockRecurrentC
         config.num_states,
         config.num_heads,
         head_dim,
-        update=UPDATES[config.update](
-            *sizes, gate=gate, kernel=config.kernel, dtype=dtype, rngs=rngs
-        ),
+        update=UPDATES[config.update](*sizes, gate=gate, backend=backend, dtype=dtype, rngs=rngs),
         head_scale=config.head_scale,
-        kernel=config.kernel,
+        backend=backend,
         dtype=dtype,
         rngs=rngs,
     )

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from jaxlab.nn.attention import Attention as Attention
+from jaxlab.nn.backend import PLAIN as PLAIN
+from jaxlab.nn.backend import Backend as Backend
+from jaxlab.nn.backends import BACKENDS as BACKENDS
+from jaxlab.nn.backends import known_backend as known_backend
+from jaxlab.nn.backends import make_backend as make_backend
 from jaxlab.nn.batch_norm import BatchNorm as BatchNorm
 from jaxlab.nn.block import Block as Block
 from jaxlab.nn.block import dropout as dropout
@@ -20,6 +25,8 @@ from jaxlab.nn.norm import RMSNorm as RMSNorm
 from jaxlab.nn.norm import l2_normalise as l2_normalise
 from jaxlab.nn.position import Rotary as Rotary
 from jaxlab.nn.position import T5Bias as T5Bias
+from jaxlab.nn.reading import Heads as Heads
+from jaxlab.nn.reading import KeySet as KeySet
 from jaxlab.nn.recurrent_attention import BlockRecurrentAttention as BlockRecurrentAttention
 from jaxlab.nn.recurrent_attention import StateReadingAttention as StateReadingAttention
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell as BlockRecurrentCell

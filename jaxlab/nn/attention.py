@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlab.core import UsageError, constrain, platform
-from jaxlab.nn.cpu.compiled_attention import Reading, attend_readings
+from jaxlab.core import UsageError, constrain
+from jaxlab.nn.backend import PLAIN, Backend, require_dropout_rate
 from jaxlab.nn.decode import RingDecoding
 from jaxlab.nn.initialisers import projection
-from jaxlab.nn.norm import l2_normalise
+from jaxlab.nn.norm import l2_normalise, scale_queries
 from jaxlab.nn.position import Rotary, T5Bias
-from jaxlab.nn.products import KERNELS
+from jaxlab.nn.reading import Heads, WindowReading, share_heads
 from jaxlab.nn.segment import Segment
-from jaxlab.nn.tiles import MASKED, Kept, Readable, attend_all, attend_blocks, tile_size
-from jaxlab.nn.tpu.windowed_kernel import attend_windows, distances, require_kernel
+from jaxlab.nn.tiles import MASKED, Kept, attend_all
 
 Carry = dict[str, jax.Array]
-
-"""What can read a window."""
+"""Keys and values of the last window, `{'keys': [b, w, g, k], 'values': [b, w, g, k]}`."""
 
 
 class Attention(RingDecoding, nnx.Module):
-    """Multi-head attention whose causal form can be limited to a window and carried on.
+    """Multi-head attention whose causal form can have a sliding window, carried across segments.
 
     Logits are `scale_h * (q . k + bias_h(distance))` for L2-normalised q and k with a learned
-    scale a head (`normalise`, arXiv 2203.07852), else `q . k / sqrt(head_dim) + bias`.
+    scale for each head (`normalise`, arXiv 2203.07852), else `q . k / sqrt(head_dim) + bias`.
 
-    With `window=w` a token sees w tokens: itself and the w - 1 before, or the w before it
+    With `window=w` a token sees w tokens: itself and the w - 1 before it, or the w before it
     (`include_self=False`). The last w keys and values are carried to the next segment.
 
-    With `attention_dropout` above 0 a call with a `key` zeroes that share of the weights after the
-    softmax and scales the rest by 1 / (1 - rate). As in the source's code, there is one mask [h,
-    queries, keys] for all rows of the batch, and with a window for all blocks of the segment: that
-    of two tokens is then drawn for their places in their windows, whatever tiles they are read in.
+    With `attention_dropout` above 0, a call with a `key` zeroes that share of the weights after the
+    softmax and divides the rest by 1 - rate. As in the source's code, there is one mask [h,
+    queries, keys] for all rows of the batch and, with a window, for all blocks of the segment: it
+    is drawn by the places of the two tokens in their windows, whatever tiles they are read in.
 
     Args:
       width: d, of inputs and outputs.
@@ -47,17 +43,16 @@ class Attention(RingDecoding, nnx.Module):
       head_dim: k, by default width / num_heads.
       window: w, or None for all tokens of the segment.
       causal: False looks both ways (no window, no carry).
-      position: `T5Bias` (causal) or `Rotary` or None.
+      position: `T5Bias` (causal), `Rotary` or None.
       extra_heads: heads whose values come from elsewhere and share the output projection.
       use_bias: of every projection.
-      kernel: what reads a window: 'plain' operations, or a fused kernel, which has no forward mode
-        of differentiation and no dropout: 'pallas' for TPUs (see `windowed_kernel`), 'compiled' for
-        CPUs with a C++ compiler (see `compiled_attention`), which computes the projections too.
-      attention_dropout: rate in [0, 1) at which weights are dropped, where a key is given.
+      backend: computes projections and reads windows; others than the plain one need a window, and
+        have neither dropout nor forward mode of differentiation.
+      attention_dropout: rate in [0, 1) at which weights are dropped, if a key is given.
 
     Raises:
       UsageError: sizes that do not divide, or a combination that does not exist; in a call, a
-        kernel that cannot run there.
+        backend that cannot run there.
     """
 
     def __init__(
@@ -75,7 +70,7 @@ class Attention(RingDecoding, nnx.Module):
         position: T5Bias | Rotary | None = None,
         extra_heads: int = 0,
         use_bias: bool = False,
-        kernel: Literal["plain", "pallas", "compiled"] = "plain",
+        backend: Backend = PLAIN,
         attention_dropout: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -88,15 +83,11 @@ class Attention(RingDecoding, nnx.Module):
             raise UsageError("bidirectional attention (causal=False) has no window")
         if causal and window is None and not include_self:
             raise UsageError("include_self=False needs a window: full attention includes the token")
-        if kernel not in KERNELS or (kernel != "plain" and window is None):
-            raise UsageError(
-                f"kernel={kernel!r} with window={window}; 'plain', or with a window one of "
-                f"{', '.join(KERNELS[1:])}"
-            )
-        require_dropout(attention_dropout, kernel)
+        require_dropout_rate(attention_dropout)
+        backend.require_layer(window, attention_dropout)
         heads, kv = (num_heads, head_dim), (num_kv_heads, head_dim)
         axes = ("embed", "heads", None)
-        how = {"use_bias": use_bias, "kernel": kernel, "dtype": dtype, "rngs": rngs}
+        how = {"use_bias": use_bias, "backend": backend, "dtype": dtype, "rngs": rngs}
         self.query = projection(width, heads, axes, **how)
         self.key = projection(width, kv, axes, **how)
         self.value = projection(width, kv, axes, **how)
@@ -106,7 +97,7 @@ class Attention(RingDecoding, nnx.Module):
         self.position = position
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.window, self.causal, self.include_self = window, causal, include_self
-        self.kernel, self.attention_dropout, self.dtype = kernel, attention_dropout, dtype
+        self.backend, self.attention_dropout, self.dtype = backend, attention_dropout, dtype
 
     def __call__(
         self,
@@ -121,40 +112,40 @@ class Attention(RingDecoding, nnx.Module):
 
         Args:
           x_btd: [b, t, d].
-          segment: document starts in it; None: each row is one fresh document.
+          segment: its documents; None: each row is one new document.
           carry: keys and values of the window before, from the last call or `init_carry`.
-          context_bsd: [b, s, d] for cross-attention (bidirectional, all of it is seen).
-          key: turns dropout of the weights on.
+          context_bsd: [b, s, d] for cross-attention (bidirectional: all of it is seen).
+          key: switches dropout of the weights on.
 
         Returns:
-          [b, t, d] and the keys and values after the segment: of the last window, or of all of
-          the segment without one (a cache can be filled from them); None if not causal.
+          [b, t, d], and the keys and values after the segment: of the last window, or without a
+          window of the whole segment (a cache can be filled from them); None if not causal.
         """
-        if self.kernel == "compiled":
-            reading, carry = self.reading(*self.projections(x_btd, context_bsd), segment, carry)
-            return self.output(attend_readings(reading)), carry
-        values_bthk, carry = self.read(*self.heads(x_btd, context_bsd), segment, carry, key=key)
+        values_bthk, carry = self.read(self.projected(x_btd, context_bsd), segment, carry, key=key)
         return self.output(values_bthk), carry
 
-    def projections(
-        self, x_btd: jax.Array, context_bsd: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [b, t, h, k], keys and values [b, s, kv heads, k]; none is scaled yet."""
-        source = x_btd if context_bsd is None else context_bsd
-        return self.query(x_btd), self.key(source), self.value(source)
+    def projected(self, x_btd: jax.Array, context_bsd: jax.Array | None = None) -> Heads:
+        """Queries, keys and values in the form that the backend reads."""
+        q, k, v = self._project(x_btd, context_bsd)
+        q, scale = self.backend.queries(q, self.scale)
+        if self.scale is None:
+            return Heads(q, k, v)
+        return Heads(q, self.backend.keys(k), v, scale, unit=self.backend.normalises)
 
     def heads(
         self, x_btd: jax.Array, context_bsd: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [b, t, h, k], scaled; keys and values [b, s, kv heads, k]."""
-        q, k, v = self.projections(x_btd, context_bsd)
+        """Queries [b, t, h, k], scaled; keys, normalised, and values [b, s, kv heads, k]."""
+        q, k, v = self._project(x_btd, context_bsd)
         return scale_queries(q, self.scale), self._unit(k), v
+
+    def _project(self, x_btd: jax.Array, context_bsd: jax.Array | None) -> tuple[jax.Array, ...]:
+        source = x_btd if context_bsd is None else context_bsd
+        return self.query(x_btd), self.key(source), self.value(source)
 
     def read(
         self,
-        q_bthk: jax.Array,
-        k_bshk: jax.Array,
-        v_bshk: jax.Array,
+        heads: Heads,
         segment: Segment | None,
         carry: Carry | None,
         *,
@@ -162,51 +153,55 @@ class Attention(RingDecoding, nnx.Module):
     ) -> tuple[jax.Array, Carry | None]:
         """Values [b, t, h, k] that the queries find, and the carry after the segment."""
         if self.window is None:
-            after = {"keys": k_bshk, "values": v_bshk} if self.causal else None
-            return self._read_all(q_bthk, k_bshk, v_bshk, segment, key), after
-        segment, carry = self._going_on(q_bthk, segment, carry)
-        after = self._carry_after(k_bshk, v_bshk)
-        return self._read_window(q_bthk, k_bshk, v_bshk, segment, carry, key), after
+            after = {"keys": heads.k, "values": heads.v} if self.causal else None
+            return self._read_all(heads.q, heads.k, heads.v, segment, key), after
+        reading, after = self.reading(heads, segment, carry, key=key)
+        return self.backend.read(reading), after
 
     def reading(
         self,
-        q_bthk: jax.Array,
-        k_bshk: jax.Array,
-        v_bshk: jax.Array,
+        heads: Heads,
         segment: Segment | None,
         carry: Carry | None,
-    ) -> tuple[Reading, Carry]:
-        """What compiled code reads of a window, and the carry after it.
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[WindowReading, Carry]:
+        """What a backend reads of the window, and the carry after the segment.
 
         Args:
-          q_bthk, k_bshk, v_bshk: of `projections`; the code scales and normalises them.
-          segment, carry: as in the call.
+          heads: of `projected`, or those of `heads`.
+          segment, carry, key: as in the call.
+
+        Raises:
+          UsageError: a segment that is not made of whole windows.
         """
-        segment, carry = self._going_on(q_bthk, segment, carry)
-        after = self._carry_after(self._unit(k_bshk[:, -self.window :]), v_bshk)
-        if self.scale is None:
-            q_bthk = scale_queries(q_bthk, None)
-        reading = self._reading(*self._rotated(q_bthk, k_bshk, v_bshk, carry), segment)
-        if self.scale is not None:  # a rotation leaves lengths as they are
-            scale = jnp.abs(self.scale[...])
-            reading = dataclasses.replace(reading, scale=scale, unit=(False, True))
-        return reading, after
-
-    def _going_on(
-        self, q_bthk: jax.Array, segment: Segment | None, carry: Carry | None
-    ) -> tuple[Segment, Carry]:
-        """Both, by default those of fresh documents; refuses a segment of no whole windows."""
-        b, t = q_bthk.shape[:2]
+        (b, t), w = heads.q.shape[:2], self.window
         self.require_blocks(t)
-        if segment is None:
-            segment = Segment.of(jnp.zeros((b, t), bool))
-        return segment, self.init_carry(b) if carry is None else carry
-
-    def _carry_after(self, k_bshk: jax.Array, v_bshk: jax.Array) -> Carry:
-        return {
-            name: constrain(x[:, -self.window :], "batch", None, "heads", None)
-            for name, x in {"keys": k_bshk, "values": v_bshk}.items()
+        segment = Segment.of(jnp.zeros((b, t), bool)) if segment is None else segment
+        carry = self.init_carry(b) if carry is None else carry
+        last_k = heads.k[:, -w:]
+        after = {
+            name: constrain(x, "batch", None, "heads", None)
+            for name, x in {
+                "keys": self._unit(last_k) if heads.unit else last_k,
+                "values": heads.v[:, -w:],
+            }.items()
         }
+        q, k = heads.q, heads.k
+        old_k, old_v = carry["keys"].astype(k.dtype), carry["values"].astype(heads.v.dtype)
+        if isinstance(self.position, Rotary):  # leaves lengths as they are
+            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
+            old_k = self.position(old_k, np.arange(-w, 0))
+        reading = WindowReading(
+            Heads(q, k, heads.v, heads.scale, heads.unit),
+            old_k,
+            old_v,
+            segment,
+            self._bias if isinstance(self.position, T5Bias) else None,
+            self.include_self,
+            self._kept(key, w, w),
+        )
+        return reading, after
 
     def require_blocks(self, num_tokens: int) -> None:
         """Refuses a segment that is not made of whole windows.
@@ -222,7 +217,7 @@ class Attention(RingDecoding, nnx.Module):
             )
 
     def init_carry(self, batch_size: int) -> Carry:
-        """Keys and values [b, w, kv heads, k] of a window with nothing in it."""
+        """Keys and values [b, w, kv heads, k] of an empty window."""
         if self.window is None:
             return {}
         shape = (batch_size, self.window, self.num_kv_heads, self.head_dim)
@@ -265,167 +260,21 @@ class Attention(RingDecoding, nnx.Module):
 
     def _read_dropped(self, q, k, v, segment, kept) -> jax.Array:
         def heads_first(x_bshk: jax.Array) -> jax.Array:
-            return x_bshk.transpose(2, 0, 1, 3)
+            return share_heads(x_bshk.transpose(2, 0, 1, 3), self.num_heads)
 
-        k, v = (self.shared(heads_first(x)) for x in (k, v))
-        distance_st = np.arange(q.shape[1]) - np.arange(k.shape[2])[:, None]
+        distance_st = np.arange(q.shape[1]) - np.arange(k.shape[1])[:, None]
         bias_hst, same_bst = self._bias(distance_st), None
         if self.causal:
-            bias_hst = jnp.where(distance_st >= 0, bias_hst, MASKED)
+            bias_hst = jnp.where((distance_st >= 0)[None], bias_hst, MASKED)
             if segment is not None:
                 same_bst = segment.doc_bt[:, :, None] == segment.doc_bt[:, None, :]
-        return attend_all(heads_first(q), k, v, bias_hst, same_bst, kept).transpose(1, 2, 0, 3)
-
-    def _read_window(self, q, k, v, segment, carry, key) -> jax.Array:
-        if self.kernel == "pallas":
-            return self._read_fused(*self._rotated(q, k, v, carry), segment)
-        if self.kernel == "compiled":
-            return attend_readings(self._reading(*self._rotated(q, k, v, carry), segment))
-        kept = self._kept(key, self.window, self.window)
-        out_hbjtk = attend_blocks(*self.blocks_and_bias(q, k, v, segment, carry), kept)
-        return out_hbjtk.transpose(1, 2, 3, 0, 4).reshape(q.shape)
-
-    def _rotated(self, q, k, v, carry) -> tuple[jax.Array, ...]:
-        """q, k, v and the old keys and values; the position is in those it turns."""
-        t, old_k, old_v = q.shape[1], carry["keys"].astype(k.dtype), carry["values"].astype(v.dtype)
-        if isinstance(self.position, Rotary):
-            q, k = self.position(q, np.arange(t)), self.position(k, np.arange(t))
-            old_k = self.position(old_k, np.arange(-self.window, 0))
-        return q, k, v, old_k, old_v
-
-    def blocks_and_bias(
-        self,
-        q_bthk: jax.Array,
-        k_bshk: jax.Array,
-        v_bshk: jax.Array,
-        segment: Segment,
-        carry: Carry,
-    ) -> tuple[jax.Array, Readable, Readable, jax.Array]:
-        """What `attend_blocks` takes, from what `heads` gives: attention in a window, as tiles."""
-        w, b = self.window, q_bthk.shape[0]
-        q, k, v, old_k, old_v = self._rotated(q_bthk, k_bshk, v_bshk, carry)
-        size = tile_size(w)
-        bias_hst = by_distance(self._window_bias(np.arange(1 - size, w + size)), w + size)
-        docs = segment.doc_bt.reshape(b, -1, w)
-        blocks = Readable(self.key_blocks(k), self.key_blocks(v), docs)
-        old = Readable(
-            self.key_blocks(old_k)[:, :, 0], self.key_blocks(old_v)[:, :, 0], segment.remembered(w)
-        )
-        return blocks_by_head(q, w), blocks, old, bias_hst
-
-    def _read_fused(self, q, k, v, old_k, old_v, segment) -> jax.Array:
-        require_kernel(self.window, q.shape[1])
-
-        def heads_first(*x_bshk: jax.Array) -> jax.Array:
-            return jnp.concatenate(x_bshk, axis=1).swapaxes(1, 2)
-
-        k, v = (
-            jnp.repeat(heads_first(*x), self.num_heads // self.num_kv_heads, axis=1)
-            for x in ((old_k, k), (old_v, v))
-        )
-        bias_hnm = self._window_bias(distances(self.window))
-        return attend_windows(heads_first(q), k, v, segment.ages(), bias_hnm).swapaxes(1, 2)
-
-    def _reading(self, q, k, v, old_k, old_v, segment) -> Reading:
-        nearest = 0 if self.include_self else 1
-        farthest = nearest + self.window - 1
-        place_t = np.arange(q.shape[1]) + self.window  # of a query among the keys
-        biased = isinstance(self.position, T5Bias)
-        return Reading(
-            q,
-            (old_k, k),
-            (old_v, v),
-            place_t - jnp.minimum(segment.ages(), farthest),
-            place_t - nearest,
-            bias=self._bias(np.arange(farthest + 1)) if biased else None,
-            offset=self.window,
-        )
-
-    def _window_bias(self, distances: np.ndarray) -> jax.Array:
-        """`_bias` [h, ...] inside of the window, `MASKED` outside."""
-        nearest = 0 if self.include_self else 1
-        inside = (distances >= nearest) & (distances < nearest + self.window)
-        return jnp.where(inside, self._bias(distances), MASKED)
-
-    def key_blocks(self, x_bshk: jax.Array) -> jax.Array:
-        """Keys or values [b, s, kv heads, k] to blocks [h, b, j, w, k], for each query head."""
-        return self.shared(blocks_by_head(x_bshk, self.window))
-
-    def shared(self, x_hn: jax.Array) -> jax.Array:
-        """Repeats the key and value heads, first axis, for the queries that share them."""
-        return jnp.repeat(x_hn, self.num_heads // self.num_kv_heads, axis=0)
-
-
-def by_distance(bias_hm: jax.Array, num_keys: int) -> jax.Array:
-    """Lays a bias for each distance out as [h, s, t], a row for each of s keys.
-
-    Args:
-      bias_hm: [h, s + t - 1], from the smallest distance (the first query, the last key) up to
-        the largest (the last query, the first key), one more at each step.
-      num_keys: s.
-
-    A row is the one before shifted by one. On a CPU a tiling and a reshape write it without a
-    gather; elsewhere, as the compiler for TPUs is slow at such reshapes, squares of it are products
-    with a matrix of zeros and ones.
-
-    >>> by_distance(jnp.arange(4.0)[None], 2)[0].tolist()
-    [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
-    """
-    h, length = bias_hm.shape
-    if platform() != "cpu":
-        return _by_distance_in_squares(bias_hm, num_keys, length - num_keys + 1)
-    flat = jnp.broadcast_to(bias_hm[:, None], (h, num_keys, length)).reshape(h, -1)
-    end = num_keys - 1 + num_keys * (length - 1)
-    rows = flat[:, num_keys - 1 : end].reshape(h, num_keys, length - 1)
-    return rows[:, :, : length - num_keys + 1]
-
-
-def _by_distance_in_squares(bias_hm: jax.Array, num_keys: int, num_queries: int) -> jax.Array:
-    """`by_distance`, each square of keys and queries from its own range of distances."""
-    h, size = bias_hm.shape[0], math.gcd(num_keys, num_queries)
-    keys, queries = num_keys // size, num_queries // size
-    first = [(keys - 1 - i + j) * size for i in range(keys) for j in range(queries)]
-    ranges_hnm = jnp.stack([bias_hm[:, at : at + 2 * size - 1] for at in first], axis=1)
-    distance_st = np.arange(size) - np.arange(size)[:, None] + size - 1
-    one_mst = jnp.arange(2 * size - 1)[:, None, None] == distance_st
-    squares = jnp.einsum(
-        "hnm,mst->hnst", ranges_hnm, one_mst.astype(bias_hm.dtype), precision="highest"
-    )
-    squares = squares.reshape(h, keys, queries, size, size).swapaxes(2, 3)
-    return squares.reshape(h, num_keys, num_queries)
-
-
-def blocks_by_head(x_bthk: jax.Array, window: int) -> jax.Array:
-    """[b, t, h, k] to blocks [h, b, j, w, k]."""
-    b, t, h, k = x_bthk.shape
-    return x_bthk.reshape(b, t // window, window, h, k).transpose(3, 0, 1, 2, 4)
+        q, k, v = (heads_first(x) for x in (q, k, v))
+        return attend_all(q, k, v, bias_hst, same_bst, kept).transpose(1, 2, 0, 3)
 
 
 def head_scales(num_heads: int, value: float) -> nnx.Param:
     """A learned scale [h] for the logits of each head."""
     return nnx.Param(jnp.full((num_heads,), value, jnp.float32), axes=("heads",))
-
-
-def scale_queries(q_bthk: jax.Array, scale: nnx.Param | None) -> jax.Array:
-    """`|scale_h| * q / |q|`, or `q / sqrt(k)` without a learned scale."""
-    if scale is None:
-        return q_bthk * q_bthk.shape[-1] ** -0.5
-    return l2_normalise(q_bthk, jnp.abs(scale[...])[:, None])
-
-
-def require_dropout(rate: float, kernel: str) -> None:
-    """Refuses an `attention_dropout` that cannot be.
-
-    Raises:
-      UsageError: a rate outside of [0, 1), or one above 0 with the fused kernel.
-    """
-    if not 0 <= rate < 1:
-        raise UsageError(f"attention_dropout={rate} must lie in [0, 1)")
-    if rate and kernel != "plain":
-        raise UsageError(
-            f"attention_dropout={rate} with kernel={kernel!r}, which drops no weights; set "
-            "attention_dropout=0.0 or kernel='plain'"
-        )
 
 
 def split_width(width: int, num_heads: int) -> int:

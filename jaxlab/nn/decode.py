@@ -1,9 +1,9 @@
-"""Decoding token by token: rings of keys and values, whose size no generated length changes.
+"""Decoding token by token, from rings of keys and values whose size is the same for any length.
 
 The mixers of this room inherit these methods. A ring of R tokens holds the token at position p in
-its slot `p mod R`; what a slot holds is known from the position alone. Keys are kept unrotated.
+slot `p mod R`, so the position alone says what each slot holds. Keys are stored unrotated.
 
-Letters as elsewhere: s slots of a ring, n key and value heads, k width of a head, r states.
+Letters: s slots of a ring, n heads of keys and values, k width of a head, r states.
 """
 
 from __future__ import annotations
@@ -18,40 +18,41 @@ import numpy as np
 
 from jaxlab.core import UsageError
 from jaxlab.nn.position import Rotary
+from jaxlab.nn.reading import KeySet
 from jaxlab.nn.tiles import FLOOR, MASKED
 
 Cache = dict[str, jax.Array]
 
-ROUND = 128  # room of full attention is a multiple of it, so that near lengths compile once
+ROUND = 128  # caches of full attention are rounded up to it, so that near lengths compile once
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """Where the rows of a decoder stand.
+    """How far the rows of a decoder are.
 
     Attributes:
-      position_b: int32 [b], tokens read since a block border.
-      length_b: int32 [b], tokens read of the document that is going on.
+      position_b: int32 [b], tokens read since a border between blocks.
+      length_b: int32 [b], tokens read of the current document.
     """
 
     position_b: jax.Array
     length_b: jax.Array
 
     def slot(self, room: int) -> jax.Array:
-        """The slot [b] of the coming token in a ring of `room` tokens."""
+        """The slot [b] of the next token in a ring of `room` tokens."""
         return self.position_b % room
 
     def distances(self, room: int) -> jax.Array:
-        """How many tokens ago each slot was written, [b, room], 0 for that of the coming token."""
-        return (self.position_b[:, None] - jnp.arange(room)) % room
+        """How many tokens ago each slot was written, [b, room]; 0 for that of the next token."""
+        return (self.position_b[:, None] - jnp.arange(room)[None]) % room
 
 
 class RingDecoding:
     """Decoding of `Attention`: the cache holds `keys` and `values`, [b, n, s, k] each."""
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
-        """A ring with nothing in it: one window, or `max_length` tokens of full attention.
+        """An empty ring: one window, or `max_length` tokens of full attention.
 
         Raises:
           UsageError: attention that is not causal, or full attention without `max_length`.
@@ -64,7 +65,7 @@ class RingDecoding:
 
     @property
     def room(self) -> int | None:
-        """Tokens that a ring must hold: the window and the token itself; None: all there are."""
+        """Tokens that a ring must hold: the window and the token itself; None: all of them."""
         return None if self.window is None else self.window + (0 if self.include_self else 1)
 
     def ring(self, batch_size: int, room: int) -> Cache:
@@ -73,7 +74,7 @@ class RingDecoding:
         return {"keys": jnp.zeros(shape, self.dtype), "values": jnp.zeros(shape, self.dtype)}
 
     def cache_of(self, carry: Cache, room: int | None = None) -> Cache:
-        """The cache (by default of one window) that goes on after a segment, at position 0."""
+        """The cache, by default of one window, that continues after a segment, at position 0."""
         before = (room or self.room) - self.window
         return {
             name: jnp.pad(carry[name].swapaxes(1, 2), ((0, 0), (0, 0), (before, 0), (0, 0)))
@@ -81,19 +82,19 @@ class RingDecoding:
         }
 
     def fill(self, cache: Cache, carry: Cache, count_b: jax.Array) -> Cache:
-        """Puts the first `count_b` tokens of a block, given by its carry, from position 0 on."""
+        """Writes the first `count_b` tokens of a block, from its carry, from position 0 on."""
 
         def put(ring_bnsk: jax.Array, new_bshk: jax.Array) -> jax.Array:
             new_bnsk = new_bshk.swapaxes(1, 2)[:, :, : ring_bnsk.shape[2]]
             size = new_bnsk.shape[2]
-            taken_bs = jnp.arange(size) < count_b[:, None]
+            taken_bs = jnp.arange(size)[None] < count_b[:, None]
             first = jnp.where(taken_bs[:, None, :, None], new_bnsk, ring_bnsk[:, :, :size])
             return ring_bnsk.at[:, :, :size].set(first.astype(ring_bnsk.dtype))
 
         return {**cache, **{name: put(cache[name], carry[name]) for name in ("keys", "values")}}
 
     def reset(self, cache: Cache, rows_b: jax.Array) -> Cache:
-        """Void the rows: their length, which is 0, already hides all that the ring holds."""
+        """Nothing to do: the length of these rows, 0, hides everything in the ring."""
         del rows_b
         return cache
 
@@ -109,20 +110,20 @@ class RingDecoding:
         cache = put_token(cache, k_bnk, v_bnk, cursor)
         keys, room = cache["keys"], cache["keys"].shape[2]
         distance_bs = cursor.distances(room)
-        if isinstance(self.position, Rotary):  # the query stands at 0 and needs no turn
+        if isinstance(self.position, Rotary):  # the query is at 0 and needs no rotation
             keys = self.position(keys.swapaxes(1, 2), -distance_bs).swapaxes(1, 2)
         nearest = 0 if self.include_self else 1
         seen_bs = (distance_bs >= nearest) & (distance_bs < nearest + (self.window or room))
         seen_bs &= distance_bs <= cursor.length_b[:, None]
         bias_hbs = jnp.take(self._bias(np.arange(room)), distance_bs, axis=1)
-        bias_bhs = jnp.where(seen_bs, bias_hbs, MASKED).swapaxes(0, 1)
+        bias_bhs = jnp.where(seen_bs[None], bias_hbs, MASKED).swapaxes(0, 1)
         return attend_one(q_bhk, keys, cache["values"], bias_bhs), cache
 
 
 class StateReadingDecoding:
     """Decoding of `StateReadingAttention`: a ring of one window.
 
-    A step also finds in its cache `state_keys`, `state_values` [b, h, r, k] of the state to read.
+    For a step, the cache also holds `state_keys`, `state_values` [b, h, r, k] of the state to read.
     """
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
@@ -130,15 +131,15 @@ class StateReadingDecoding:
         return self.attention.init_cache(batch_size, max_length)
 
     def cache_of(self, carry: Cache) -> Cache:
-        """The cache that goes on after a segment, whose end is position 0."""
+        """The cache that continues after a segment, whose end is position 0."""
         return self.attention.cache_of(carry)
 
     def fill(self, cache: Cache, carry: Cache, count_b: jax.Array) -> Cache:
-        """Puts the first `count_b` tokens of a block."""
+        """Writes the first `count_b` tokens of a block."""
         return self.attention.fill(cache, carry, count_b)
 
     def reset(self, cache: Cache, rows_b: jax.Array) -> Cache:
-        """Void the rows."""
+        """Nothing to do, see `RingDecoding`."""
         return self.attention.reset(cache, rows_b)
 
     def step(self, x_bd: jax.Array, cursor: Cursor, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -154,7 +155,7 @@ class StateReadingDecoding:
         state_keys: jax.Array,
         state_values: jax.Array,
     ) -> tuple[jax.Array, Cache]:
-        """What one token a row, [b, d], finds in the ring and in the state; the ring with it."""
+        """What one token a row, [b, d], finds in ring and state, and the ring with the token."""
         window_bhk, ring = self.attention.read_ring(*self.attention.heads(x_bd), cursor, ring)
         state_bhk = attend_one(self.state_queries(x_bd), state_keys, state_values)
         return self.output(window_bhk, state_bhk), ring
@@ -174,12 +175,12 @@ class RecurrentDecoding:
         return {**ring, **self._with_readout(self.cell.initial_state(batch_size))}
 
     def cache_of(self, carry: Cache) -> Cache:
-        """The cache that goes on after a segment, whose end is position 0."""
+        """The cache that continues after a segment, whose end is position 0."""
         ring = self.attention.cache_of(carry, 2 * self.attention.window)
         return {**ring, **self._with_readout(carry["state"])}
 
     def fill(self, cache: Cache, carry: Cache, count_b: jax.Array) -> Cache:
-        """Puts the first `count_b` tokens of a block, and leaves the state before the block."""
+        """Writes the first `count_b` tokens of a block; the state stays that before the block."""
         return self.attention.fill(cache, carry, count_b)
 
     def reset(self, cache: Cache, rows_b: jax.Array) -> Cache:
@@ -198,13 +199,12 @@ class RecurrentDecoding:
     def _next_state(self, cursor: Cursor, cache: Cache) -> jax.Array:
         distance_bs = cursor.distances(cache["keys"].shape[2])
         bias_bs = jnp.where(distance_bs <= cursor.length_b[:, None], 0.0, MASKED)
-        k_hbsk, v_hbsk = (
-            self.attention.shared(cache[name].swapaxes(0, 1)) for name in ("keys", "values")
-        )
-        return self.cell(cache["state"], k_hbsk, v_hbsk, bias_bs)[0]
+        keys, values = (cache[name].swapaxes(1, 2) for name in ("keys", "values"))
+        tokens = KeySet((keys,), (values,), (False,))
+        return self.cell(cache["state"], tokens, bias_bs)[0]
 
     def _replace_state(self, cache: Cache, rows_b: jax.Array, state: Callable[[], Any]) -> Cache:
-        """The cache with `state()` in the rows; computes nothing if there are none."""
+        """The cache with `state()` in these rows; computes nothing if there are none."""
         old = {name: cache[name] for name in ("state", "state_keys", "state_values")}
 
         def replace() -> Cache:
@@ -213,17 +213,14 @@ class RecurrentDecoding:
         return {**cache, **jax.lax.cond(rows_b.any(), replace, lambda: old)}
 
     def _with_readout(self, state_brd: jax.Array) -> Cache:
-        keys, values = (x.swapaxes(0, 1) for x in self.cell.keys_values(state_brd))
+        keys, values = (x.swapaxes(1, 2) for x in self.cell.keys_values(state_brd))
         return {"state": state_brd, "state_keys": keys, "state_values": values}
 
 
 def attend_one(
     q_bhk: jax.Array, k_bnsk: jax.Array, v_bnsk: jax.Array, bias_bhs: jax.Array | None = None
 ) -> jax.Array:
-    """Attention of one query a row and head, [b, h, k]; query heads share key heads in turn.
-
-    It is `attend` for one query, whose products are too small for tiles.
-    """
+    """`attend` for one query a row and head, [b, h, k], whose products are too small for tiles."""
     b, n, _, k = k_bnsk.shape
     q_bngk = q_bhk.reshape(b, n, -1, k)
     logits = jnp.einsum("bngk,bnsk->bngs", q_bngk, k_bnsk, preferred_element_type=jnp.float32)
@@ -239,7 +236,7 @@ def attend_one(
 
 
 def put_token(cache: Cache, k_bnk: jax.Array, v_bnk: jax.Array, cursor: Cursor) -> Cache:
-    """The cache with the key and value of the coming token in their slot."""
+    """The cache with the key and value of the next token in their slot."""
     rows_b, slot_b = jnp.arange(k_bnk.shape[0]), cursor.slot(cache["keys"].shape[2])
 
     def put(ring_bnsk: jax.Array, new_bnk: jax.Array) -> jax.Array:

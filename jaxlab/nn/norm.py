@@ -1,7 +1,7 @@
-"""Normalisation: of features (RMS, layer, group, batch) and of the vectors of a head (L2).
+"""Normalisation of features (RMS, layer, group, batch) and of the vectors of a head (L2).
 
-RMS and L2 keep only their input for the backward pass: what they would keep otherwise is their
-factor, broadcast to the size of the input.
+RMS and L2 save only their input for the backward pass; otherwise they would also save their factor,
+broadcast to the size of the input.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.batch_norm import BatchNorm
+from jaxlab.nn.broadcast import lift
 
 EPSILON = 1e-6
 
@@ -40,15 +41,15 @@ def layer_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.L
 
 
 def group_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation (arXiv 1803.08494), 16 channels a group, or all where they do not fit."""
+    """Group normalisation (arXiv 1803.08494): 16 channels a group, or all if they do not divide."""
     groups = width // 16 if width % 16 == 0 else 1
     return nnx.GroupNorm(width, groups, dtype=dtype, **_AXES, rngs=rngs)
 
 
 def batch_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> BatchNorm:
-    """Batch normalisation (arXiv 1502.03167) whose running statistics keep 0.9 a step.
+    """Batch normalisation (arXiv 1502.03167) whose running statistics decay by 0.9 a step.
 
-    The statistics of a batch are those of all its rows, on however many devices they lie.
+    Statistics are over all rows of the batch, on however many devices they are.
     """
     return BatchNorm(width, momentum=0.9, dtype=dtype, rngs=rngs)
 
@@ -56,14 +57,14 @@ def batch_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> Batch
 _AXES = {"scale_metadata": {"axes": ("embed",)}, "bias_metadata": {"axes": ("embed",)}}
 
 NORMS = {"batch": batch_norm, "layer": layer_norm, "group": group_norm}
-"""Norms with scale and bias by name, each called as `norm(width, dtype=dtype, rngs=rngs)`."""
+"""Norms with scale and bias by name; each is called as `norm(width, dtype=dtype, rngs=rngs)`."""
 
 
 @jax.checkpoint
 def _rms(x: jax.Array, scale: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     mean = jnp.square(x32).mean(axis=-1, keepdims=True)
-    return x32 * jax.lax.rsqrt(mean + EPSILON) * scale
+    return x32 * jax.lax.rsqrt(mean + EPSILON) * lift(scale, x.ndim)
 
 
 @jax.checkpoint
@@ -72,8 +73,17 @@ def l2_normalise(x: jax.Array, factor: jax.Array | float = 1.0) -> jax.Array:
 
     Args:
       x: [..., k].
-      factor: broadcasts against [..., 1].
+      factor: a number, or an array that broadcasts against [..., 1] from the right.
     """
     x32 = x.astype(jnp.float32)
     total = jnp.square(x32).sum(axis=-1, keepdims=True)
+    if isinstance(factor, jax.Array):
+        factor = lift(factor, x.ndim)
     return (x32 * (jax.lax.rsqrt(total + EPSILON) * factor)).astype(x.dtype)
+
+
+def scale_queries(q_bthk: jax.Array, scale: nnx.Param | jax.Array | None) -> jax.Array:
+    """`|scale_h| * q / |q|` with learned scales [h], else `q / sqrt(k)`."""
+    if scale is None:
+        return q_bthk * q_bthk.shape[-1] ** -0.5
+    return l2_normalise(q_bthk, jnp.abs(scale[...])[:, None])

@@ -1,4 +1,4 @@
-"""Where a key lies relative to a query: T5 bias and rotary embedding; learned positions."""
+"""Relative positions of queries and keys: T5 bias and rotary embedding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlab.nn.broadcast import lift
+
 
 def t5_buckets(distances: np.ndarray, num_buckets: int = 32, max_distance: int = 128) -> np.ndarray:
-    """Buckets of causal distances: exact below half of them, then logarithmic.
+    """Buckets of causal distances: half of them for one distance each, the others logarithmic.
 
     Args:
       distances: integers, position of the query minus position of the key; negative counts as 0.
@@ -25,7 +27,7 @@ def t5_buckets(distances: np.ndarray, num_buckets: int = 32, max_distance: int =
     n = np.maximum(np.asarray(distances), 0)
     exact = num_buckets // 2
     scale = (num_buckets - exact) / math.log(max_distance / exact)
-    # float32, as the reference implementations compute it: the borders of buckets depend on it
+    # In float32 like the reference implementations: the borders between buckets depend on it.
     log = np.log(np.maximum(n, 1).astype(np.float32) / exact) * np.float32(scale)
     far = exact + np.floor(log).astype(np.int64)
     return np.where(n < exact, n, np.minimum(far, num_buckets - 1))
@@ -44,8 +46,8 @@ class T5Bias(nnx.Module):
     def __call__(self, distances: np.ndarray) -> jax.Array:
         """Bias [h, ...] for an integer array of distances known at trace time.
 
-        The table is read by a product with a constant, whose derivative is a product too: a gather
-        would be differentiated into a scatter.
+        The table is read by a product with a constant, whose derivative is a product too; that of a
+        gather would be a scatter.
         """
         buckets = t5_buckets(distances, self.num_buckets, self.max_distance)
         onehot = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
@@ -53,16 +55,16 @@ class T5Bias(nnx.Module):
 
 
 class Rotary(nnx.Module):
-    """Rotary position embedding (arXiv 2104.09864): pairs of features turn with the position."""
+    """Rotary position embedding (arXiv 2104.09864): rotates pairs of features by the position."""
 
     def __init__(self, head_dim: int, base: float = 10000.0):
         self.head_dim, self.base = head_dim, base
 
     def __call__(self, x_bthk: jax.Array, positions_t: jax.Array | np.ndarray) -> jax.Array:
-        """Rotates [b, t, h, k] by positions [t] or [b, t]; products see only their differences."""
+        """Rotates [b, t, h, k] by positions [t] or [b, t]; products depend on differences alone."""
         half = self.head_dim // 2
         rates = self.base ** (-np.arange(half, dtype=np.float32) / half)
-        angles = jnp.asarray(positions_t, jnp.float32)[..., None, None] * rates
+        angles = lift(jnp.asarray(positions_t, jnp.float32)[..., None, None], 4) * lift(rates, 4)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
         turned = [first * cos - second * sin, second * cos + first * sin]

@@ -1,79 +1,60 @@
-"""Matrix products whose derivatives are asked for in the form that runs fast."""
+"""Matrix products whose derivatives are computed in the form that runs fastest."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxlab.core import UsageError
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
-from jaxlab.nn.cpu.compiled import TARGETS, require_compiled
 
-KERNELS = ("plain", "pallas", "compiled")
-"""What layers compute with: operations of JAX, fused attention for TPUs, C++ for CPUs."""
-
-
-def require_known(kernel: str) -> None:
-    """Refuses a kernel that is not one of `KERNELS`.
-
-    Raises:
-      UsageError: such a name.
-    """
-    if kernel not in KERNELS:
-        raise UsageError(f"kernel={kernel!r}; it takes {', '.join(KERNELS)}")
+Matmul = Callable[..., jax.Array]
+"""`matmul` or another function with its signature."""
 
 
 def matmul(
-    x: jax.Array,
-    y: jax.Array,
-    *,
-    transpose_x: bool = False,
-    transpose_y: bool = False,
-    kernel: Literal["plain", "pallas", "compiled"] = "plain",
+    x: jax.Array, y: jax.Array, *, transpose_x: bool = False, transpose_y: bool = False
 ) -> jax.Array:
-    """`op(x) @ op(y)` of matrices, `op` transposing where asked.
+    """`op(x) @ op(y)` of matrices, where `op` transposes if asked to.
 
-    In float32 on one CPU device it is a bilinear primitive of our own, for one reason: XLA is slow
-    there at a product that contracts the rows of both factors, as the derivative by a kernel does,
-    so that is computed from a transposed copy of its narrower factor (`benchmarks/products.py`
-    measures it). The primitive can be differentiated any number of times in both modes, and
-    batched. Elsewhere it is `dot_general`.
-
-    With kernel 'compiled' that primitive runs the C++ of `compiled_products.cc`; under `jax.vmap`,
-    and in a program of many devices, which the compiler cuts in pieces, it is `dot_general` too.
+    In float32 on one CPU device this is a bilinear primitive of our own, for one reason: XLA is
+    slow there at products that contract the rows of both factors, as the derivative by a kernel
+    does. The primitive computes those from a transposed copy of the narrower factor
+    (`benchmarks/products.py` measures the gain). It can be batched, and differentiated any number
+    of times in both modes. Elsewhere it is `dot_general`.
 
     Args:
       x: [m, k], or [k, m] with `transpose_x`.
       y: [k, n], or [n, k] with `transpose_y`.
-      kernel: see above; 'pallas', which is for attention, is taken for 'plain'.
 
     Returns:
       [m, n] in float32, or in the dtype of the factors if that is wider.
 
     Raises:
       TypeError: inner sizes that differ.
-      UsageError: an unknown kernel; 'compiled' where it cannot run, see `compiled`.
     """
-    require_known(kernel)
+    require_inner(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    if has_fast_derivative(x, y):
+        return _matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    return product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+
+
+def require_inner(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> None:
+    """Refuses factors whose inner sizes differ.
+
+    Raises:
+      TypeError: names the shapes.
+    """
     if x.shape[1 - transpose_x] != y.shape[transpose_y]:
         raise TypeError(
             f"matmul of {x.shape} and {y.shape} with transpose_x={transpose_x}, "
             f"transpose_y={transpose_y}: the inner sizes differ"
         )
-    if kernel == "compiled":
-        for factor in (x, y):
-            require_compiled(factor.dtype)
-        if on_one_cpu_device():
-            return _compiled_matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
-    if has_fast_derivative(x, y):
-        return _matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
-    return _product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
 def has_fast_derivative(x: jax.Array, y: jax.Array) -> bool:
@@ -81,62 +62,83 @@ def has_fast_derivative(x: jax.Array, y: jax.Array) -> bool:
     return x.dtype == y.dtype == jnp.float32 and on_one_cpu_device()
 
 
-def _product(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> jax.Array:
+def project(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    *,
+    matmul: Matmul = matmul,
+    **kwargs: Any,
+) -> jax.Array:
+    """`lax.dot_general` of the last axes of `x` with the first axes of `kernel`.
+
+    On one CPU device in float32 it is `matmul`, whose derivative by the kernel is faster.
+    """
+    (x_axes, kernel_axes), batch_axes = dimension_numbers
+    n = len(x_axes)
+    plain = tuple(kernel_axes) == tuple(range(n)) and not any(batch_axes) and precision is None
+    last = tuple(a % x.ndim for a in x_axes) == tuple(range(x.ndim - n, x.ndim))
+    asked = any(value is not None for value in kwargs.values())  # out_sharding, output dtype
+    if not (plain and last and not asked and has_fast_derivative(x, kernel)):
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **kwargs)
+    rows, columns = x.shape[: x.ndim - n], kernel.shape[n:]
+    inner = math.prod(kernel.shape[:n])
+    out = matmul(x.reshape(math.prod(rows), inner), kernel.reshape(inner, math.prod(columns)))
+    return out.reshape(*rows, *columns)
+
+
+def product(x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool) -> jax.Array:
+    """`matmul` as `dot_general`."""
     axes = ((0 if transpose_x else 1,), (1 if transpose_y else 0,))
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
     return jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=dtype)
 
 
-def _product_on_cpu(
-    x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool
-) -> jax.Array:
-    product = partial(_product, transpose_x=False, transpose_y=False)
-    if not (transpose_x and not transpose_y):
-        return _product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
-    copy = jax.lax.optimization_barrier  # or the compiler undoes the transposition
-    if x.shape[1] <= y.shape[1]:
-        return product(copy(x.T), y)
-    # Row by row, once: or each of those who use it transposes it anew.
-    return with_layout_constraint(copy(product(copy(y.T), x)).T, Layout((0, 1)))
+def matmul_primitive(name: str, compute: Matmul, again: Callable[[], Matmul]) -> Matmul:
+    """A bilinear primitive for `op(x) @ op(y)`.
+
+    Args:
+      name: shown in jaxprs.
+      compute: computes the product.
+      again: returns the function that computes the two transposes, which are products too.
+    """
+
+    def by_x(ct, x, y, *, transpose_x, transpose_y):
+        if transpose_x:
+            return again()(y, ct, transpose_x=transpose_y, transpose_y=True)
+        return again()(ct, y, transpose_y=not transpose_y)
+
+    def by_y(ct, x, y, *, transpose_x, transpose_y):
+        if transpose_y:
+            return again()(ct, x, transpose_x=True, transpose_y=transpose_x)
+        return again()(x, ct, transpose_x=not transpose_x)
+
+    return bilinear(
+        name, compute, shape=product_shape, by_first=by_x, by_second=by_y, batched=_batched
+    )
 
 
-def _compiled_product(
-    x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool
-) -> jax.Array:
-    shape = _shape(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
-    call = jax.ffi.ffi_call(TARGETS["matrix_product"], jax.ShapeDtypeStruct(shape, jnp.float32))
-    flops = np.int64(2 * x.size * shape[1])
-    return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y, flops=flops)
-
-
-def _by_x(
-    ct: jax.Array, x: Any, y: jax.Array, *, transpose_x: bool, transpose_y: bool, kernel: str
-) -> jax.Array:
-    if transpose_x:
-        return matmul(y, ct, transpose_x=transpose_y, transpose_y=True, kernel=kernel)
-    return matmul(ct, y, transpose_y=not transpose_y, kernel=kernel)
-
-
-def _by_y(
-    ct: jax.Array, x: jax.Array, y: Any, *, transpose_x: bool, transpose_y: bool, kernel: str
-) -> jax.Array:
-    if transpose_y:
-        return matmul(ct, x, transpose_x=True, transpose_y=transpose_x, kernel=kernel)
-    return matmul(x, ct, transpose_x=not transpose_x, kernel=kernel)
-
-
-def _shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[int, ...]:
+def product_shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[int, ...]:
+    """The shape of `op(x) @ op(y)`."""
     return x.shape[transpose_x], y.shape[1 - transpose_y]
 
 
 def _batched(xs: Any, axes: Any, **how: bool) -> tuple[jax.Array, int]:
-    return jax.vmap(partial(_product, **how), in_axes=tuple(axes))(*xs), 0
+    return jax.vmap(partial(product, **how), in_axes=tuple(axes))(*xs), 0
 
 
-def _primitive(name: str, compute: Callable[..., jax.Array], kernel: str):
-    by = {"by_first": partial(_by_x, kernel=kernel), "by_second": partial(_by_y, kernel=kernel)}
-    return bilinear(name, compute, shape=_shape, batched=_batched, **by)
+def _product_on_cpu(
+    x: jax.Array, y: jax.Array, *, transpose_x: bool, transpose_y: bool
+) -> jax.Array:
+    straight = partial(product, transpose_x=False, transpose_y=False)
+    if not (transpose_x and not transpose_y):
+        return product(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    copy = jax.lax.optimization_barrier  # without it the compiler undoes the transposition
+    if x.shape[1] <= y.shape[1]:
+        return straight(copy(x.T), y)
+    # Laid out row by row here, once: otherwise each use of it transposes it again.
+    return with_layout_constraint(copy(straight(copy(y.T), x)).T, Layout((0, 1)))
 
 
-_matmul = _primitive("matmul", _product_on_cpu, "plain")
-_compiled_matmul = _primitive("compiled_matmul", _compiled_product, "compiled")
+_matmul = matmul_primitive("matmul", _product_on_cpu, lambda: matmul)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.nn.attention import Attention, split_width
+from jaxlab.nn.backend import PLAIN, Backend
 from jaxlab.nn.position import T5Bias
 from jaxlab.nn.recurrent_attention import BlockRecurrentAttention
 from jaxlab.nn.recurrent_cell import BlockRecurrentCell
@@ -18,14 +19,14 @@ from jaxlab.nn.segment import Segment
 class BlockRecurrentRNNCell(nnx.RNNCellBase):
     """The recurrent layer of arXiv 2203.07852 with the calls of a Flax RNN cell.
 
-    Its input is a block of `window` vectors, and its carry the state, the keys and values of the
-    block before and the number of vectors read. `nnx.RNN` runs it over blocks [b, j, w, d].
+    Its input is a block of `window` vectors. Its carry holds the state, the keys and values of the
+    block before, and the number of vectors read. `nnx.RNN` runs it over blocks [b, j, w, d].
 
     Args:
       width: d. window: w. num_heads: h, which divides the width. num_states: r.
       update: of the state, see `BlockRecurrentCell`; it reads 2h heads of width d / h.
       head_scale: start of the learned scales of the logits; 8 suits Adam, 1 Adafactor.
-      kernel: what reads and projects, see `Attention`; an `update` that is given has its own.
+      backend: reads and projects, see `Attention`; an `update` that is given has its own.
 
     Raises:
       UsageError: a width that does not divide by the heads.
@@ -45,7 +46,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
         *,
         update: nnx.Module | None = None,
         head_scale: float = 8.0,
-        kernel: Literal["plain", "pallas", "compiled"] = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -59,7 +60,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
             head_scale=head_scale,
             position=T5Bias(num_heads, rngs=rngs),
             extra_heads=num_heads,
-            kernel=kernel,
+            backend=backend,
             dtype=dtype,
             rngs=rngs,
         )
@@ -70,7 +71,7 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
             head_dim,
             update=update,
             head_scale=head_scale,
-            kernel=kernel,
+            backend=backend,
             dtype=dtype,
             rngs=rngs,
         )
@@ -87,9 +88,9 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
     ) -> Any:
-        """The carry of rows in which nothing has been read, for inputs of this shape [b, w, d].
+        """The carry of rows that have read nothing yet, for inputs of this shape [b, w, d].
 
-        The state starts at its learned value whatever `rngs` and `carry_init` are.
+        The state starts at its learned value, whatever `rngs` and `carry_init` are.
         """
         del rngs, carry_init
         rows = input_shape[0]
@@ -97,5 +98,5 @@ class BlockRecurrentRNNCell(nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """A block has two: its tokens and their width."""
+        """Two: the tokens of a block, and their width."""
         return 2

@@ -1,10 +1,8 @@
 """How a recurrent state takes in what its heads have read: gates and configurations.
 
-A gate maps (state C, candidate z, features f) to the next state, where f is what the last linear
-map made z of. A configuration makes z and f of the heads H. Those of arXiv 2203.07852, section 3;
-the constants are those of the authors' code.
-
-`kernel` of all of them: what computes their products, see `products.matmul`.
+A gate maps (state C, candidate z, features f) to the next state; f is the input of the linear map
+that gave z. A configuration makes z and f from the heads H. All are those of arXiv 2203.07852,
+section 3, with the constants of the authors' code. `backend` computes their products.
 
 Letters: b rows, r state vectors, d width, h heads (those of the state and of the tokens), k width
 of a head, f width of the hidden layer.
@@ -19,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.nn.feed_forward import relu
+from jaxlab.nn.backend import PLAIN, Backend
+from jaxlab.nn.broadcast import lift
 from jaxlab.nn.initialisers import projection
 from jaxlab.nn.norm import RMSNorm
 
@@ -30,13 +29,13 @@ class MakeGate(Protocol):
     """How an update gets its gates: `FixedGate`, `LSTMGate`, `GRUGate` or a partial of one."""
 
     def __call__(
-        self, width: int, features: Sequence[int], *, kernel: str, dtype: Any, rngs: nnx.Rngs
+        self, width: int, features: Sequence[int], *, backend: Backend, dtype: Any, rngs: nnx.Rngs
     ) -> nnx.Module:
         """A gate for states of `width` and features of these last dimensions."""
 
 
 class Gate(nnx.Module):
-    """`c' = c * kept + z * taken`; a kind of gate says how much is kept and taken."""
+    """`c' = c * kept + z * taken`; each kind of gate says how much is kept and taken."""
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is kept of the state and taken of the candidate, float32 [d] or [b, r, d]."""
@@ -44,14 +43,14 @@ class Gate(nnx.Module):
 
     def __call__(self, c_brd: jax.Array, z_brd: jax.Array, features: jax.Array) -> jax.Array:
         """State and candidate [b, r, d] and the candidate's features to the next state."""
-        kept, taken = (x.astype(c_brd.dtype) for x in self.values(features))
+        kept, taken = (lift(x.astype(c_brd.dtype), c_brd.ndim) for x in self.values(features))
         return c_brd * kept + z_brd * taken
 
 
 class FixedGate(Gate):
     """`c' = c * g + z * (1 - g)` with `g = sigmoid(bias_d)`, one learned vector for all inputs.
 
-    The bias starts as N(`bias`, 0.1): with 0 about half of the state is kept a block.
+    The bias starts as N(`bias`, 0.1): with 0, each block keeps about half of the state.
     """
 
     def __init__(
@@ -60,11 +59,11 @@ class FixedGate(Gate):
         features: Sequence[int] = (),
         *,
         bias: float = 0.0,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del features, kernel, dtype
+        del features, backend, dtype
         self.bias = gate_bias(width, bias, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -86,11 +85,11 @@ class GRUGate(Gate):
         features: Sequence[int],
         *,
         bias: float = 0.0,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.linear = gate_projection(width, features, kernel, dtype, rngs)
+        self.linear = gate_projection(width, features, backend, dtype, rngs)
         self.bias = gate_bias(width, bias, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -111,13 +110,13 @@ class LSTMGate(Gate):
         features: Sequence[int],
         *,
         bias: float = 0.0,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.forget = gate_projection(width, features, kernel, dtype, rngs)
+        self.forget = gate_projection(width, features, backend, dtype, rngs)
         self.forget_bias = gate_bias(width, bias, rngs)
-        self.take = gate_projection(width, features, kernel, dtype, rngs)
+        self.take = gate_projection(width, features, backend, dtype, rngs)
         self.take_bias = gate_bias(width, 0.0, rngs)
 
     def values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,11 +137,11 @@ class SkipUpdate(nnx.Module):
         head_dim: int,
         *,
         gate: MakeGate = FixedGate,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        how = {"backend": backend, "dtype": dtype, "rngs": rngs}
         heads = (num_heads, head_dim)
         self.output = projection(heads, width, ("heads", None, "embed"), **how)
         self.gate = gate(width, heads, **how)
@@ -168,26 +167,26 @@ class SingleUpdate(nnx.Module):
         mlp_dim: int,
         *,
         gate: MakeGate = FixedGate,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        how = {"backend": backend, "dtype": dtype, "rngs": rngs}
         heads = (num_heads, head_dim)
         self.up = projection(heads, mlp_dim, ("heads", None, "mlp"), **how)
         self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
         self.gate = gate(width, (mlp_dim,), **how)
-        self.kernel = kernel
+        self.backend = backend
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
-        hidden_brf = relu(self.up(heads_brhk), kernel=self.kernel)
+        hidden_brf = self.backend.relu(self.up(heads_brhk))
         return self.gate(c_brd, jnp.tanh(self.down(hidden_brf)), hidden_brf)
 
     def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the gate keeps and takes for these heads; see `Gate.values`."""
         del c_brd
-        return self.gate.values(relu(self.up(heads_brhk), kernel=self.kernel))
+        return self.gate.values(self.backend.relu(self.up(heads_brhk)))
 
 
 class DualUpdate(nnx.Module):
@@ -204,28 +203,28 @@ class DualUpdate(nnx.Module):
         mlp_dim: int,
         *,
         gate: MakeGate = FixedGate,
-        kernel: str = "plain",
+        backend: Backend = PLAIN,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        how = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        how = {"backend": backend, "dtype": dtype, "rngs": rngs}
         self.attention = SkipUpdate(width, num_heads, head_dim, gate=gate, **how)
         self.norm = RMSNorm(width, dtype=dtype, rngs=rngs)
         self.up = projection(width, mlp_dim, ("embed", "mlp"), **how)
         self.down = projection(mlp_dim, width, ("mlp", "embed"), **how)
         self.gate = gate(width, (mlp_dim,), **how)
-        self.kernel = kernel
+        self.backend = backend
 
     def __call__(self, c_brd: jax.Array, heads_brhk: jax.Array) -> jax.Array:
         """State [b, r, d] and what its heads read [b, r, h, k], to the next state."""
         c_brd = self.attention(c_brd, heads_brhk)
-        hidden_brf = relu(self.up(self.norm(c_brd)), kernel=self.kernel)
+        hidden_brf = self.backend.relu(self.up(self.norm(c_brd)))
         return self.gate(c_brd, self.down(hidden_brf), hidden_brf)
 
     def gate_values(self, c_brd: jax.Array, heads_brhk: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the second gate keeps and takes for these heads; see `Gate.values`."""
         c_brd = self.attention(c_brd, heads_brhk)
-        return self.gate.values(relu(self.up(self.norm(c_brd)), kernel=self.kernel))
+        return self.gate.values(self.backend.relu(self.up(self.norm(c_brd))))
 
 
 GATES: dict[str, Callable[..., nnx.Module]] = {
@@ -249,13 +248,13 @@ def gate_bias(width: int, mean: float, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def gate_projection(
-    width: int, features: Sequence[int], kernel: str, dtype: Any, rngs: nnx.Rngs
+    width: int, features: Sequence[int], backend: Backend, dtype: Any, rngs: nnx.Rngs
 ) -> nnx.LinearGeneral:
     """The linear map of a gate, from features to [d], that starts with variance 0.1 / fan-in."""
     axes = (*FEATURES[len(features)], "embed")
-    return projection(features, width, axes, scale=0.1, kernel=kernel, dtype=dtype, rngs=rngs)
+    return projection(features, width, axes, scale=0.1, backend=backend, dtype=dtype, rngs=rngs)
 
 
 def sigmoid(x: jax.Array, bias_d: jax.Array) -> jax.Array:
     """`sigmoid(x + bias)`, in float32."""
-    return jax.nn.sigmoid(x.astype(jnp.float32) + bias_d)
+    return jax.nn.sigmoid(x.astype(jnp.float32) + lift(bias_d, x.ndim))

@@ -1,9 +1,8 @@
-"""Softmax attention in tiles: the one inner product of queries, keys and values of the house.
+"""Softmax attention in tiles: the one place where queries meet keys and values.
 
-A tile is a few queries against the keys that they may see, small enough to stay in the cache.
-On one CPU device tiles run one after another; elsewhere they run as one batch, with the program of
-one tile. In the backward pass the weights of a tile are computed again, so no [t, s] array outlives
-its tile.
+A tile is a few queries and the keys that they may see, small enough for a core's cache. On one CPU
+device tiles run one after another; elsewhere they run as one batch, with the program of one tile.
+The backward pass computes the weights of a tile again, so no [t, s] array outlives its tile.
 
 Letters: t queries, s keys, k width of a head, h heads, n independent problems, j blocks.
 """
@@ -12,18 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlab.nn.bilinear import on_one_cpu_device
-from jaxlab.nn.cpu.compiled_attention import attend_ranges
-from jaxlab.nn.products import matmul, require_known
+from jaxlab.nn.products import matmul
 
 MASKED = -1e9  # added to the logits of keys that must not be seen
-FLOOR = -1000.0  # a key with this logit and a zero value always exists: an empty row gives zero
+FLOOR = -1000.0  # the logit of a key with value zero that every query sees, if it sees no other
 TILE = 128  # queries of a tile; 128 x 640 float32 weights fit a core's cache
 
 _tiled = functools.partial(
@@ -37,18 +34,18 @@ _tiled = functools.partial(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Which weights of a softmax dropout keeps: the others are zero, these are over `share`.
+    """The weights of a softmax that dropout keeps and divides by `share`; the others become zero.
 
     Attributes:
-      mask: bool [..., s, t], true for what is kept.
-      share: the probability of that, 1 - rate.
+      mask: bool [..., s, t], true for weights that are kept.
+      share: their expected share, 1 - rate.
     """
 
     mask: jax.Array
     share: float = dataclasses.field(metadata={"static": True})
 
     def tile(self, first: int, num_keys: int, num_queries: int) -> Kept:
-        """Of [w, w]: queries from `first` on, and so many keys from w before it on, modulo w."""
+        """The part of [w, w] for queries from `first` on and keys from w before it on, modulo w."""
         keys = jnp.concatenate([self.mask, self.mask])[first : first + num_keys]
         return Kept(keys[:, first : first + num_queries], self.share)
 
@@ -63,8 +60,8 @@ def attend(
 ) -> jax.Array:
     """Attention of one head over one set of keys; queries come already scaled.
 
-    The weights are laid out with a row for each key: there are more keys than queries, and a
-    product of many rows with a few columns runs fastest.
+    Weights have a row for each key: there are more keys than queries, and a product of many rows
+    with a few columns runs fastest.
 
     Args:
       q_tk: queries [t, k].
@@ -86,7 +83,7 @@ def attend(
     top_1t = checkpoint_name(jax.lax.stop_gradient(top_1t), "attend_top")
     weights_st = jnp.exp(logits_st - top_1t)
     total_1t = weights_st.sum(axis=0, keepdims=True) + jnp.exp(FLOOR - top_1t)
-    if kept is not None:  # of all weights is the sum, as they are dropped after the softmax
+    if kept is not None:  # dropped after the softmax: the sum is over all weights
         weights_st, total_1t = jnp.where(kept.mask, weights_st, 0), total_1t * kept.share
     values_kt = matmul(v_sk, weights_st.astype(v_sk.dtype), transpose_x=True)
     values_kt = checkpoint_name(values_kt, "attend_values")
@@ -134,8 +131,6 @@ def attend_heads(
     k_hnsk: jax.Array,
     v_hnsk: jax.Array,
     bias_ns: jax.Array | None = None,
-    *,
-    kernel: Literal["plain", "pallas", "compiled"] = "plain",
 ) -> jax.Array:
     """Attention of all queries over all keys, tile by tile, for h heads times n problems.
 
@@ -144,21 +139,10 @@ def attend_heads(
       k_hnsk: keys [h, n, s, k].
       v_hnsk: values [h, n, s, k].
       bias_ns: added to the logits of a key, [n, s]; `MASKED` hides it.
-      kernel: 'compiled' code, which has no derivative by `bias_ns`, see `compiled_attention`; or
-        'plain' operations, which are taken for 'pallas' too, as that reads windows alone.
 
     Returns:
       [h, n, t, k].
-
-    Raises:
-      UsageError: an unknown kernel.
     """
-    require_known(kernel)
-    if kernel == "compiled":
-        q, k, v = (x.transpose(1, 2, 0, 3) for x in (q_hntk, k_hnsk, v_hnsk))
-        last = jnp.full(q.shape[:2], k.shape[1] - 1, jnp.int32)
-        out = attend_ranges(q, k, v, jnp.zeros_like(last), last, mask_ns=bias_ns)
-        return out.transpose(2, 0, 1, 3)
     t = q_hntk.shape[2]
     size = tile_size(t) if on_one_cpu_device() else t
 
@@ -180,12 +164,12 @@ def attend_heads(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Readable:
-    """What queries may read: keys and values of tokens, and the documents these belong to.
+    """Keys and values of tokens, and the documents that the tokens belong to.
 
     Attributes:
       k: keys [..., s, k].
       v: values [..., s, k].
-      docs: document numbers [..., s], without an axis of heads; None: there is only one document.
+      docs: document numbers [..., s], without an axis for heads; None: all are of one document.
     """
 
     k: jax.Array
@@ -202,7 +186,7 @@ def attend_blocks(
 ) -> jax.Array:
     """Attention of every block of w queries over the previous block and its own.
 
-    On one CPU device the blocks of a row are read in order, each handing its keys to the next: no
+    On one CPU device the blocks of a row are read in order, and each hands its keys to the next: no
     array holds the keys twice.
 
     Args:
@@ -211,9 +195,9 @@ def attend_blocks(
         own document.
       before: those of the block before the first, [h, n, w, k].
       bias_hst: [h, w + size, size] for `size = tile_size(w)` queries and the keys from w before the
-        first of them: relative position bias, `MASKED` outside the window. The same for every tile.
-      kept: which weights dropout keeps, [h, w, w], the same for every row and block; None: all. The
-        key before the block and that in it of one index share a row: no query sees both.
+        first of them: relative position bias, `MASKED` outside the window. All tiles share it.
+      kept: which weights dropout keeps, [h, w, w], for every row and block; None: all. Keys of one
+        index in the block and in the one before share a row: no query sees both.
 
     Returns:
       [h, n, j, w, k].
@@ -226,7 +210,7 @@ def attend_blocks(
         )
     h, n = q_hnjtk.shape[:2]
 
-    def flat(x: Readable) -> Readable:  # every head of every row is a problem of its own
+    def flat(x: Readable) -> Readable:  # each head of each row is a problem of its own
         k, v = (a.reshape(h * n, *a.shape[2:]) for a in (x.k, x.v))
         docs = None if x.docs is None else jnp.tile(x.docs, (h,) + (1,) * (x.docs.ndim - 1))
         return Readable(k, v, docs)
@@ -256,7 +240,9 @@ def _attend_row(
         for i in range(w // size):
             last = i + w // size
             seen = jax.tree.map(lambda *x: jnp.concatenate(x), *read[i : last + 1])
-            mask_st = None if seen.docs is None else seen.docs[:, None] == read[last].docs
+            mask_st = None
+            if seen.docs is not None:
+                mask_st = seen.docs[:, None] == read[last].docs[None]
             queries = slice(i * size, (i + 1) * size)
             weights = None if kept is None else kept.tile(i * size, w + size, size)
             tiles.append(attend(q_tk[queries], seen.k, seen.v, bias_st, mask_st, weights))
@@ -273,6 +259,6 @@ def _attend_row(
 
 
 def _moved_on(first: jax.Array, blocks_j: jax.Array) -> jax.Array:
-    """`first` and the blocks but the last; a rotation, of which devices swap only the borders."""
+    """`first`, then all blocks but the last; as a rotation, so that devices swap only borders."""
     is_first = jnp.arange(blocks_j.shape[0]).reshape(-1, *(1,) * first.ndim) == 0
-    return jnp.where(is_first, first, jnp.roll(blocks_j, 1, axis=0))
+    return jnp.where(is_first, first[None], jnp.roll(blocks_j, 1, axis=0))

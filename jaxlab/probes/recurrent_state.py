@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlab.core import UsageError, View, as_view
-from jaxlab.nn import BlockRecurrentAttention, Segment
-from jaxlab.nn.attention import Attention, blocks_by_head
+from jaxlab.nn import Attention, BlockRecurrentAttention, Heads, Segment
+from jaxlab.nn.reading import blocks_by_head
 from jaxlab.nn.tiles import MASKED
 
 Statistics = dict[str, jax.Array]
@@ -111,11 +111,16 @@ def layer_statistics(
     The arrays are still to be averaged; `entropy_window` is a sum over heads and `seeing` tokens.
     """
     cell = layer.cell
-    q, k, v = layer.attention.heads(x_btd)
+    heads = Heads(*layer.attention.heads(x_btd))
 
-    def watched(c_brd, k_hbsk, v_hbsk, bias_bs):
-        c_next_brd, read = cell(c_brd, k_hbsk, v_hbsk, bias_bs)
-        own, tokens = cell.queries(c_brd)
+    def by_head(x_brhk: jax.Array) -> jax.Array:
+        return x_brhk.transpose(2, 0, 1, 3)
+
+    def watched(c_brd, key_set, bias_bs):
+        c_next_brd, _ = cell(c_brd, key_set, bias_bs)
+        read = [by_head(x) for x in cell.keys_values(c_brd)]
+        own, tokens = (by_head(x) for x in cell.queries(c_brd))
+        k_hbsk, v_hbsk = key_set.by_head(len(tokens))
         to_self, to_tokens = weights(own, read[0]), weights(tokens, k_hbsk, bias_bs)
         heads = jnp.concatenate([to_self @ read[1], to_tokens @ v_hbsk])
         kept, taken = cell.update.gate_values(
@@ -132,28 +137,26 @@ def layer_statistics(
             "entropy_tokens": entropy(to_tokens) / jnp.log(seen_b)[:, None],
         }
 
-    _, arrays = layer.scan_states(k, v, segment, carry, cell=watched)
+    _, arrays = layer.scan_states(heads, segment, carry, cell=watched)
     q_hbjtk = blocks_by_head(layer.state_queries(x_btd), layer.attention.window)
     state_keys = arrays.pop("read")[0].transpose(1, 2, 0, 3, 4)
     arrays["entropy_read"] = entropy(weights(q_hbjtk, state_keys)) / jnp.log(cell.num_states)
     arrays["entropy_window"], arrays["seeing"] = window_entropy(
-        layer.attention, q, k, v, segment, carry
+        layer.attention, heads, segment, carry
     )
     return arrays
 
 
 def window_entropy(
     attention: Attention,
-    q_bthk: jax.Array,
-    k_bshk: jax.Array,
-    v_bshk: jax.Array,
+    heads: Heads,
     segment: Segment,
     carry: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Entropy of the weights with which tokens read their window, divided by that of uniform ones.
 
     Args:
-      q_bthk, k_bshk, v_bshk: the result of `attention.heads`.
+      heads: the result of `attention.heads`.
       segment, carry: as in the call of the attention.
 
     Returns:
@@ -161,9 +164,8 @@ def window_entropy(
       Only one tile of weights, [h, b, size, w + size], is in memory at a time.
     """
     window = {name: carry[name] for name in ("keys", "values")}
-    q_hbjtk, blocks, before, bias_hst = attention.blocks_and_bias(
-        q_bthk, k_bshk, v_bshk, segment, window
-    )
+    reading, _ = attention.reading(heads, segment, window)
+    q_hbjtk, blocks, before, bias_hst = reading.tiles()
     (h, b, j, w), size = q_hbjtk.shape[:4], bias_hst.shape[2]
     k_hbsk = jnp.concatenate([before.k, blocks.k.reshape(h, b, j * w, -1)], axis=2)
     doc_bs = jnp.concatenate([before.docs, blocks.docs.reshape(b, -1)], axis=1)

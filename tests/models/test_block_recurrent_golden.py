@@ -20,7 +20,7 @@ RECURRENT = {"recurrent_layers": (1,)}
 VARIANTS = {
     "slide": {},
     "fixed_skip": RECURRENT,
-    "fixed_skip, compiled": RECURRENT | {"kernel": "compiled"},
+    "fixed_skip, compiled": RECURRENT | {"backend": "compiled"},
     "fixed_single": RECURRENT | {"update": "single"},
     "fixed_dual": RECURRENT | {"update": "dual"},
     "lstm_skip": RECURRENT | {"gate": "lstm"},

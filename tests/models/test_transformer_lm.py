@@ -209,11 +209,11 @@ def test_from_config_takes_the_dict_form():
         ({"dropout_rate": 1.0}, r"dropout_rate=1.0 must lie in \[0, 1\)"),
         ({"attention_dropout": -0.1}, r"attention_dropout=-0.1 must lie in \[0, 1\)"),
         (
-            {"attention_dropout": 0.1, "kernel": "pallas"},
-            r"attention_dropout=0.1 with kernel='pallas', which .*kernel='plain'",
+            {"attention_dropout": 0.1, "backend": "pallas"},
+            r"attention_dropout=0.1 with backend 'pallas', which .*backend='plain'",
         ),
-        ({"kernel": "palas"}, r"kernel='palas'; it takes plain, pallas"),
-        ({"kernel": "pallas", "window": None}, r"kernel='pallas' needs a window"),
+        ({"backend": "palas"}, r"no backend 'palas'; did you mean 'pallas'.* plain, pallas"),
+        ({"backend": "pallas", "window": None}, r"backend 'pallas' needs a window"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_in_one_line(kwargs, message):

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from jaxlab.core import UsageError, use_devices
-from jaxlab.nn import Attention, Cursor, Rotary, Segment, T5Bias
-from jaxlab.nn.attention import by_distance
+from jaxlab.nn import Attention, Cursor, Heads, Rotary, Segment, T5Bias
 from jaxlab.nn.position import t5_buckets
+from jaxlab.nn.toeplitz import by_distance
 
 D, H, K, W = 8, 4, 6, 4
 CASES = {
@@ -118,7 +118,7 @@ def test_a_token_does_not_see_itself_where_it_is_excluded():
 
     @jax.jit
     def read(k, v):
-        return layer.read(q, k, v, None, None)[0]
+        return layer.read(Heads(q, k, v), None, None)[0]
 
     changed = read(k.at[:, 5].add(1), v.at[:, 5].add(1)) != read(k, v)
     np.testing.assert_array_equal(changed.any(axis=(0, 2, 3)), [False] * 6 + [True] * 2)

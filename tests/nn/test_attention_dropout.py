@@ -10,11 +10,13 @@ from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, make_mesh, use_devices, use_mesh
 from jaxlab.nn import (
+    BACKENDS,
     Attention,
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
     FeedForward,
+    Heads,
     Rotary,
     Segment,
     StateReadingAttention,
@@ -67,7 +69,7 @@ def inputs(layer, blocks=3, rows=2):
 
 
 def read(layer, q, k, v, segment, carry, key=None):
-    return layer.read(q, k, v, segment if layer.causal else None, carry or None, key=key)[0]
+    return layer.read(Heads(q, k, v), segment if layer.causal else None, carry or None, key=key)[0]
 
 
 @jax.jit
@@ -332,7 +334,7 @@ def test_rates_that_cannot_be_are_refused(rate):
 
 
 def test_the_fused_kernel_drops_no_weights():
-    message = r"^attention_dropout=0.4 with kernel='pallas', which .* or kernel='plain'$"
+    message = r"^attention_dropout=0.4 with backend 'pallas', which .* or backend='plain'$"
     with pytest.raises(UsageError, match=message):
-        make(window=W, kernel="pallas")
-    make(window=W, kernel="pallas", rate=0.0)
+        make(window=W, backend=BACKENDS["pallas"])
+    make(window=W, backend=BACKENDS["pallas"], rate=0.0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.nn import Block, FeedForward, RMSNorm, dropout, l2_normalise, projection
-from jaxlab.nn.feed_forward import relu
+from jaxlab.nn import (
+    Block,
+    FeedForward,
+    RMSNorm,
+    dropout,
+    l2_normalise,
+    make_backend,
+    projection,
+)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -27,7 +32,7 @@ def test_mlp_is_two_products_and_an_activation(gated):
     np.testing.assert_allclose(mlp(x), hidden @ down, atol=1e-5)
 
 
-def test_relu_and_its_derivatives_are_those_of_jax(kernel):
+def test_relu_and_its_derivatives_are_those_of_jax(backend):
     x, direction = jnp.array([-2.0, 0.0, 3.0, jnp.nan]), jnp.array([1.0, 2.0, 3.0, 4.0])
 
     def derivatives(relu):
@@ -35,13 +40,12 @@ def test_relu_and_its_derivatives_are_those_of_jax(kernel):
         rows = jax.vmap(lambda scale: relu(scale * x) + x)(jnp.arange(3.0))  # x lives on
         return relu(x), gradient(x), jax.jvp(gradient, (x,), (direction,))[1], rows
 
-    ours = functools.partial(relu, kernel=kernel)
-    jax.tree.map(np.testing.assert_array_equal, derivatives(ours), derivatives(jax.nn.relu))
+    jax.tree.map(np.testing.assert_array_equal, derivatives(backend.relu), derivatives(jax.nn.relu))
 
 
 @pytest.mark.usefixtures("compiler")
 def test_compiled_relu_leaves_nothing_of_its_input_to_the_derivative(optimised):
-    mlp = FeedForward(16, 512, kernel="compiled", rngs=nnx.Rngs(0))
+    mlp = FeedForward(16, 512, backend=make_backend("compiled"), rngs=nnx.Rngs(0))
     graph, state = nnx.split(mlp)
     x = jnp.ones((1024, 16))
 

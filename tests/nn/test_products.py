@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxlab.core import UsageError, make_mesh, use_mesh
-from jaxlab.nn import FeedForward
+from jaxlab.nn.cpu.compiled_products import compiled_matmul
 from jaxlab.nn.products import matmul
 from jaxlab.planning.hlo import read_program
 
@@ -32,12 +30,12 @@ def plain(x, y, transpose_x, transpose_y):
     ],
 )
 def test_values_and_derivatives_of_both_modes_equal_the_plain_product(
-    m, k, n, transpose_x, transpose_y, kernel
+    m, k, n, transpose_x, transpose_y, backend
 ):
     x = numbers(k, m) if transpose_x else numbers(m, k)
     y = numbers(n, k, seed=1) if transpose_y else numbers(k, n, seed=1)
     ours = lambda x, y: jnp.sin(  # noqa: E731
-        matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y, kernel=kernel)
+        backend.matmul(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
     ).sum()
     theirs = lambda x, y: jnp.sin(plain(x, y, transpose_x, transpose_y)).sum()  # noqa: E731
     step = (numbers(*x.shape, seed=2), numbers(*y.shape, seed=3))
@@ -61,7 +59,7 @@ def test_compiled_products_of_any_size_are_those_of_float64(rows, transposed):
     for width, inner in [(1, 1), (7, 300), (33, 17), (260, 64), (600, 530), (64, 0)]:
         x, y = numbers(rows, inner), numbers(inner, width, seed=1)
         x, y = (a.T.copy() if turn else a for a, turn in zip((x, y), transposed, strict=True))
-        got = matmul(x, y, transpose_x=transposed[0], transpose_y=transposed[1], kernel="compiled")
+        got = compiled_matmul(x, y, transpose_x=transposed[0], transpose_y=transposed[1])
         want = plain(np.asarray(x, np.float64), np.asarray(y, np.float64), *transposed)
         np.testing.assert_allclose(got, want, atol=1e-5 * np.sqrt(inner) + 1e-30, rtol=0)
 
@@ -69,7 +67,7 @@ def test_compiled_products_of_any_size_are_those_of_float64(rows, transposed):
 @pytest.mark.usefixtures("compiler")
 def test_compiled_products_say_their_flops_to_plans():
     x, y = numbers(7, 5), numbers(5, 3, seed=1)
-    gradient = jax.grad(lambda x, y: jnp.sin(matmul(x, y, kernel="compiled")).sum(), (0, 1))
+    gradient = jax.grad(lambda x, y: jnp.sin(compiled_matmul(x, y)).sum(), (0, 1))
     program = read_program(jax.jit(gradient).lower(x, y).compile().as_text())
     assert program.kernel_flops == program.flops == 3 * 2 * 7 * 5 * 3
 
@@ -77,13 +75,13 @@ def test_compiled_products_say_their_flops_to_plans():
 @pytest.mark.usefixtures("compiler")
 def test_compiled_products_are_for_float32():
     x = numbers(2, 3).astype(jnp.bfloat16)
-    with pytest.raises(UsageError, match="kernel 'compiled' computes in float32, not in bfloat16"):
-        matmul(x, numbers(3, 2), kernel="compiled")
+    with pytest.raises(UsageError, match="backend 'compiled' computes in float32, not in bfloat16"):
+        compiled_matmul(x, numbers(3, 2))
 
 
-def test_a_batch_of_one_factor_equals_a_loop(kernel):
+def test_a_batch_of_one_factor_equals_a_loop(backend):
     x, y = numbers(3, 2, 4), numbers(4, 5, seed=1)
-    got = jax.vmap(functools.partial(matmul, kernel=kernel), in_axes=(0, None))(x, y)
+    got = jax.vmap(backend.matmul, in_axes=(0, None))(x, y)
     np.testing.assert_allclose(got, jnp.stack([row @ y for row in x]), rtol=1e-5)
 
 
@@ -108,13 +106,6 @@ def slow_products(mesh):
 def test_one_device_is_spared_the_slow_product_and_several_get_the_plain_one():
     assert slow_products(make_mesh(devices=jax.devices()[:1])) == 0
     assert slow_products(make_mesh(devices=jax.devices()[:2])) == 1
-
-
-def test_a_kernel_that_is_not_known_is_named_and_those_there_are():
-    with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
-        matmul(numbers(2, 3), numbers(3, 2), kernel="compild")
-    with pytest.raises(UsageError, match="kernel='compild'; it takes plain, pallas, compiled"):
-        FeedForward(4, 8, kernel="compild", rngs=nnx.Rngs(0))
 
 
 def test_inner_sizes_that_differ_are_named():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlab.nn import BlockRecurrentCell
+from jaxlab.nn import BlockRecurrentCell, KeySet
 from jaxlab.nn.tiles import MASKED
 
 B, R, D, H, K, S = 2, 3, 8, 2, 4, 6
@@ -30,7 +30,10 @@ def with_bias(cell, value):
     return nnx.merge(graph, params)
 
 
-run = jax.jit(lambda cell, *args: cell(*args))
+@jax.jit
+def run(cell, c, k, v, bias):
+    tokens = KeySet((k.transpose(1, 2, 0, 3),), (v.transpose(1, 2, 0, 3),), (False,))
+    return cell(c, tokens, bias)
 
 
 def dense(cell, c, k_tokens, v_tokens, seen):
@@ -65,7 +68,7 @@ def test_one_block_equals_the_equations(cell):
     got, (keys, values) = run(cell, c, k, v, bias)
     np.testing.assert_allclose(got, dense(cell, c, k, v, bias == 0), atol=1e-5)
     for ours, same in zip((keys, values), cell.keys_values(c), strict=True):
-        assert ours.shape == (H, B, R, K)
+        assert ours.shape == (B, R, H, K)
         np.testing.assert_allclose(ours, same, atol=1e-6)
 
 

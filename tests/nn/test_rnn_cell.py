@@ -10,8 +10,8 @@ from jaxlab.nn import BlockRecurrentRNNCell
 B, J, W, D = 2, 3, 4, 8
 
 
-def test_a_flax_rnn_over_blocks_is_the_layer_over_the_whole_text(kernel):
-    cell = BlockRecurrentRNNCell(D, W, 2, 3, kernel=kernel, rngs=nnx.Rngs(0))
+def test_a_flax_rnn_over_blocks_is_the_layer_over_the_whole_text(backend):
+    cell = BlockRecurrentRNNCell(D, W, 2, 3, backend=backend, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (B, J, W, D))
     carry, outputs = nnx.RNN(cell, return_carry=True)(x)
     want, after = cell.layer(x.reshape(B, J * W, D))

@@ -225,10 +225,10 @@ def benchmark(*flags):
 def test_the_benchmark_of_attention_kernels_tells_what_the_compiler_plans():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
-    process = benchmark("--topology=v5e:2x2", "--batch_size=4", "--kernels", "plain", "pallas")
+    process = benchmark("--topology=v5e:2x2", "--batch_size=4", "--backends", "plain", "pallas")
     assert process.returncode == 2, process.stderr
     found = json.loads(process.stdout)
-    assert found["kernel"] == "plain" and found["devices"] == 4 and found["kernel_flops"] == 0
+    assert found["backend"] == "plain" and found["devices"] == 4 and found["kernel_flops"] == 0
     assert 0 < found["arguments"] < found["peak"] and found["bytes_accessed"] > 0
     assert {each["kind"] for each in found["collectives"]} == {"all-reduce"}
     assert "error: window=16 is not a multiple of 128" in process.stderr

@@ -1,7 +1,7 @@
-"""Compiled code for CPUs that XLA calls through `jax.ffi`: built once, kept in the user's cache.
+"""Compiled code for CPUs that XLA calls through `jax.ffi`, built once and kept in the user's cache.
 
 It is C++ (the `.cc` files of this room), built for this processor by the system's compiler when it
-is first used. Nothing of it is used unless a module is asked for its kernel 'compiled'.
+is first used. Only the backend `compiled` uses it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ SOURCES = tuple(
     pathlib.Path(__file__).with_name(name)
     for name in ("compiled_attention.cc", "compiled_products.cc", "compiled.h")
 )
-"""The code; what is no header is compiled."""
+"""The code; all but the header is compiled."""
 
 COMPILERS = ("c++", "g++", "clang++")
-"""What is looked for, in order, where the environment names no `CXX`."""
+"""The compilers to look for, in order, if the environment names no `CXX`."""
 
 TARGETS = {
     name: f"jaxlab_{name}"
     for name in ("attention_forward", "attention_backward", "matrix_product", "rectify")
 }
-"""Names under which XLA calls the code, by those that the code has."""
+"""Names under which XLA calls the functions of the code."""
 
 
 def require_compiled(dtype: jax.typing.DTypeLike) -> None:
-    """Refuses what the compiled code cannot run, and builds it where it is not yet.
+    """Refuses what the compiled code cannot run, and builds it if need be.
 
     Raises:
       UsageError: another platform than CPU; another dtype than float32; no C++ compiler, or one
@@ -46,13 +46,13 @@ def require_compiled(dtype: jax.typing.DTypeLike) -> None:
     """
     if platform() != "cpu":
         raise UsageError(
-            f"kernel 'compiled' runs on CPUs, and this program is for {platform()}; take "
-            "kernel 'plain'"
+            f"backend 'compiled' runs on CPUs, and this program is for {platform()}; take "
+            "backend='plain'"
         )
     if dtype != jnp.float32:
         raise UsageError(
-            f"kernel 'compiled' computes in float32, not in {jnp.dtype(dtype).name}; set "
-            "dtype='float32' or take kernel 'plain'"
+            f"backend 'compiled' computes in float32, not in {jnp.dtype(dtype).name}; set "
+            "dtype='float32' or take backend='plain'"
         )
     _register()
 
@@ -65,14 +65,14 @@ def find_compiler() -> str | None:
 
 @functools.cache
 def _register() -> None:
-    """Builds the library if need be, and tells XLA of it; once a process."""
+    """Builds the library if need be and registers it with XLA, once per process."""
     path = build()
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise UsageError(
-            f"kernel 'compiled' cannot be loaded: {error}; remove {path}, or set "
-            "XDG_CACHE_HOME to a folder from which programs may run, or take kernel 'plain'"
+            f"backend 'compiled' cannot be loaded: {error}; remove {path}, or set "
+            "XDG_CACHE_HOME to a folder from which programs may run, or take backend='plain'"
         ) from error
     for name, target in TARGETS.items():
         handler = jax.ffi.pycapsule(getattr(library, name))
@@ -80,7 +80,7 @@ def _register() -> None:
 
 
 def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """The library's path, compiled now unless a copy for this machine is kept.
+    """The path of the library, which is compiled now unless a copy for this machine exists.
 
     Args:
       folder: where libraries are kept; by default `jaxlab` in the user's cache (`XDG_CACHE_HOME`,
@@ -93,8 +93,8 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     if (compiler := find_compiler()) is None:
         tried = os.environ.get("CXX") or ", ".join(COMPILERS)
         raise UsageError(
-            f"kernel 'compiled' needs a C++ compiler, and {tried} is not on the PATH; "
-            "install one, name it in CXX, or take kernel 'plain'"
+            f"backend 'compiled' needs a C++ compiler, and {tried} is not on the PATH; "
+            "install one, name it in CXX, or take backend='plain'"
         )
     if folder is None:
         cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -129,15 +129,15 @@ def build(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]
                 first = (errors or done.stderr.splitlines() or ["it says nothing"])[0]
                 raise UsageError(
-                    f"kernel 'compiled' does not build with {compiler} (code "
-                    f"{done.returncode}): {first}; name another compiler in CXX, or take kernel "
-                    "'plain'"
+                    f"backend 'compiled' does not build with {compiler} (code "
+                    f"{done.returncode}): {first}; name another compiler in CXX, or take "
+                    "backend='plain'"
                 )
             made.replace(path)
     except OSError as error:
         raise UsageError(
-            f"kernel 'compiled' cannot be kept in {folder}: {error.strerror}; set "
-            "XDG_CACHE_HOME to a folder that can be written, or take kernel 'plain'"
+            f"backend 'compiled' cannot be kept in {folder}: {error.strerror}; set "
+            "XDG_CACHE_HOME to a folder that can be written, or take backend='plain'"
         ) from error
     return path
 
@@ -147,13 +147,13 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise UsageError(
-            f"kernel 'compiled' needs a C++ compiler, and {command[0]} does not run: "
-            f"{error.strerror}; name another in CXX, or take kernel 'plain'"
+            f"backend 'compiled' needs a C++ compiler, and {command[0]} does not run: "
+            f"{error.strerror}; name another in CXX, or take backend='plain'"
         ) from error
 
 
 def _processor() -> str:
-    """What tells processors apart whose instructions differ: a cache may lie on a shared disk."""
+    """Tells apart processors with different instructions: the cache may be on a shared disk."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
 """Softmax attention over ranges of keys as compiled code for CPUs, called through `jax.ffi`.
 
-Queries meet their keys tile by tile, forward and backward: no logits, weights or masks are ever
-arrays, keys are not copied window by window, and rows and heads run on all cores that are free. The
-operations of `tiles` compute the same, and are its reference.
+Queries meet their keys tile by tile, forward and backward: logits, weights and masks are never
+arrays, keys are not copied window by window, and rows and heads run on all free cores. The
+operations of `tiles` compute the same and are its reference.
 
-See `compiled` for how it is built. It has a derivative of its own (`jax.custom_vjp`), which closes
-forward mode: no Hessian-vector products through it. Plain operations have both modes.
+See `compiled` for how it is built. It has a derivative of its own (`jax.custom_vjp`), so there is
+no forward mode through it, and no Hessian-vector products. Plain operations have both modes.
 
 Letters: b or n rows, t queries, s keys, h heads, g heads of keys and values, k width of a head,
 m distances, r readings, j blocks.
@@ -27,26 +27,26 @@ from jaxlab.nn.cpu.compiled import TARGETS, require_compiled
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """Queries, and what they read: query i sees the keys from `first` to `last`, both included.
+class CompiledReading:
+    """Queries and what they read: query i sees the keys from `first` to `last`, both included.
 
     Attributes:
       q: float32 queries [b, t, h, k].
-      keys: float32 [b, s, g, k], in one piece or two that follow each other; g divides h, and
-        neighbouring heads share keys. Or one array [j, b, s, g, k] for the j blocks of the queries,
-        each of which reads its own.
-      values: of the same.
+      keys: float32 [b, s, g, k], in one piece or in two that follow each other; g divides h, and
+        neighbouring heads share keys. Or one array [j, b, s, g, k] for j blocks of queries, each of
+        which reads its own.
+      values: of the same shapes.
       first: int32 [b, t], the first key that a query sees.
-      last: int32 [b, t], the last one; less than the first: it sees none.
+      last: int32 [b, t], the last one; if it is below the first, the query sees none.
       bias: float32 [h, m], added to the logits by distance, which of query i and key j is
         `i + offset - j`; keys at a negative distance, or at m and more, are not seen. None: no
         bias, and no limit.
       offset: see there.
-      mask: float32 [b, s], added to the logits of a key: 0, or `tiles.MASKED` to hide it. No
-        derivative is taken by it.
+      mask: float32 [b, s], added to the logits of a key: 0, or `tiles.MASKED` to hide it. Not
+        differentiated.
       scale: float32 [h]: queries are divided by their length and multiplied by it; None: they are
         scaled already.
-      unit: int32 or bool [pieces]: which pieces of keys are divided by their length; None: none.
+      unit: int32 or bool [pieces], the pieces of keys to divide by their length; None: none.
     """
 
     q: jax.Array
@@ -65,7 +65,7 @@ class Reading:
         return sum(x.shape[-3] for x in self.keys)
 
     def arrays(self) -> tuple[jax.Array, ...]:
-        """What the compiled code takes, in its order; what is not there has no elements.
+        """What the compiled code takes, in its order; arrays that are absent have no elements.
 
         Raises:
           TypeError: shapes or dtypes that do not fit each other.
@@ -78,7 +78,7 @@ class Reading:
                 f"{unit.shape}; expected one or two of each"
             )
         (b, t, h, k), s, g = self.q.shape, self.num_keys(), self.keys[0].shape[-2]
-        blocks = self.keys[0].shape[:-4]  # of queries, with keys of their own
+        blocks = self.keys[0].shape[:-4]  # of queries that have keys of their own
         shapes = [(*blocks, b, x.shape[-3], g, k) for x in self.keys]
         given = [*zip(self.keys, shapes, strict=True), *zip(self.values, shapes, strict=True)]
         given += [] if self.bias is None else [(self.bias, (h, self.bias.shape[-1]))]
@@ -89,7 +89,7 @@ class Reading:
             found = ", ".join(f"{x.dtype}{list(x.shape)}" for x, _ in given)
             raise TypeError(f"queries float32{[b, t, h, k]} do not fit the other arrays: {found}")
         pieces = [x for pair in zip(self.keys, self.values, strict=True) for x in pair]
-        if g < h and not on_one_cpu_device():  # a device may hold heads without theirs
+        if g < h and not on_one_cpu_device():  # a device may hold query heads without their keys
             pieces = [jnp.repeat(x, h // g, axis=-2) for x in pieces]
         if count == 1:
             pieces += [jnp.zeros((b, 0, pieces[0].shape[-2], k), jnp.float32)] * 2
@@ -113,17 +113,17 @@ _AXES = (
     ("batch", None),
     ("heads",),
     (None,),
-)  # of `Reading.arrays`
+)  # of `CompiledReading.arrays`
 _KEYS, _BIAS, _MASK, _SCALE = slice(1, 5), 7, 8, 9
 
 
-def attend_readings(*readings: Reading) -> jax.Array:
+def attend_readings(*readings: CompiledReading) -> jax.Array:
     """The heads of each reading, [b, t, h, k], side by side: [b, t, r * h, k].
 
-    A query that sees no key gives zero. On a mesh every device reads its own rows and heads.
+    A query that sees no key gives zero. On a mesh each device reads its own rows and heads.
 
     Args:
-      readings: by as many queries of as many heads each.
+      readings: with queries of one shape.
 
     Raises:
       UsageError: another platform or dtype, or no compiler; see `compiled`.
@@ -133,7 +133,7 @@ def attend_readings(*readings: Reading) -> jax.Array:
         require_compiled(reading.q.dtype)
     shapes = {reading.q.shape for reading in readings}
     if len(shapes) > 1:
-        raise TypeError(f"readings side by side by queries of several shapes: {sorted(shapes)}")
+        raise TypeError(f"readings with queries of several shapes: {sorted(shapes)}")
     arrays = [x for reading in readings for x in reading.arrays()]
     axes = [
         _BLOCKS if x.ndim == 5 and names is _ROWS else names
@@ -142,32 +142,6 @@ def attend_readings(*readings: Reading) -> jax.Array:
     offsets = tuple(reading.offset for reading in readings)
     out = map_shards(functools.partial(_attend, offsets), *axes)(*arrays)
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
-
-
-def attend_ranges(
-    q_nthk: jax.Array,
-    k_nsgk: jax.Array,
-    v_nsgk: jax.Array,
-    first_nt: jax.Array,
-    last_nt: jax.Array,
-    *,
-    bias_hm: jax.Array | None = None,
-    offset: int = 0,
-    mask_ns: jax.Array | None = None,
-) -> jax.Array:
-    """`attend_readings` of one reading with scaled queries and keys in one piece: [n, t, h, k]."""
-    return attend_readings(
-        Reading(
-            q_nthk,
-            (k_nsgk,),
-            (v_nsgk,),
-            first_nt,
-            last_nt,
-            bias=bias_hm,
-            offset=offset,
-            mask=mask_ns,
-        )
-    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -220,12 +194,12 @@ def _by_reading(offsets: tuple[int, ...], arrays: Sequence) -> list[Sequence]:
 
 
 def _num_blocks(arrays: Sequence[jax.Array]) -> int:
-    """How many blocks of queries have keys of their own."""
+    """The number of blocks of queries that have keys of their own."""
     return arrays[1].shape[0] if arrays[1].ndim == 5 else 1
 
 
 def _call(name: str, offsets: tuple[int, ...], outs: list, *arrays: jax.Array) -> list[jax.Array]:
-    flops = 0  # the most that there may be; plans count them
+    flops = 0  # an upper bound, for plans
     for x in _by_reading(offsets, arrays):
         (b, t, _, h, k), s = x[0].shape, x[1].shape[-3] + x[3].shape[-3]
         pairs = b * h * t * min(x[_BIAS].shape[1] or s, s)

@@ -1,15 +1,15 @@
 """Sliding-window attention as one fused kernel for TPUs, written in Pallas.
 
-`attend_windows` is what `tiles.attend_blocks` computes on an accelerator, without an array of
-logits, weights or masks in main memory: a tile of queries stays on the chip while the tiles of
-keys that it may see pass by, with an online softmax (arXiv 1805.02867; in tiles 2205.14135). The
-bias by distance comes as one row a tile and is laid out once a head, on the chip.
+`attend_windows` computes what `tiles.attend_blocks` does, but has no array of logits, weights or
+masks in main memory: a tile of queries stays on the chip while the tiles of keys that it may see
+pass by, with an online softmax (arXiv 1805.02867; in tiles 2205.14135). The bias by distance comes
+as one row for each tile and is laid out on the chip, once for each head.
 
-It has a derivative of its own (`jax.custom_vjp`), which closes forward mode: no Hessian-vector
-products through it. The plain function has both modes, and is its reference.
+It has a derivative of its own (`jax.custom_vjp`), so there is no forward mode through it, and no
+Hessian-vector products. The plain function has both modes and is its reference.
 
-Letters: b rows, h heads, t queries, s keys (the window's before them too), k width of a head, i
-tiles of queries, n tiles of keys that a tile of queries sees, m places of distances in a row.
+Letters: b rows, h heads, t queries, s keys (those of the window before included), k width of a
+head, i tiles of queries, n tiles of keys that a tile of queries sees, m places of distances.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from jaxlab.core import UsageError, map_shards, platform
 from jaxlab.nn.tiles import FLOOR, MASKED, tile_size
 
 TILE = 256
-"""Queries, and keys, of a tile at most: with a window of 512 a tile of queries meets 768 keys where
-one of 512 meets 1,024, and its logits take 768 KiB of the 16 MiB on the chip."""
+"""The most queries, and keys, of a tile: with a window of 512, a tile of 256 queries meets 768 keys
+where one of 512 meets 1,024, and its logits take 768 KiB of the 16 MiB on the chip."""
 
 LANES = 128
-"""Numbers side by side in a TPU's vector: sizes of windows are multiples of it there."""
+"""Numbers side by side in a TPU's vector; windows must be multiples of it."""
 
 _NT = (((1,), (1,)), ((), ()))  # x @ y.T
 _NN = (((1,), (0,)), ((), ()))  # x @ y
@@ -53,27 +53,36 @@ def distances(window: int) -> np.ndarray:
     return base_n[:, None] + np.where(place_m < size, place_m, place_m - 2 * size)
 
 
+def require_tpu() -> None:
+    """Refuses programs for other platforms.
+
+    Raises:
+      UsageError: names the platform.
+    """
+    if platform() != "tpu":
+        raise UsageError(
+            f"backend 'pallas' runs on TPUs, and this program is for {platform()}; take "
+            "backend='plain'"
+        )
+
+
 def require_kernel(window: int, num_tokens: int) -> None:
     """Refuses what the kernel cannot run.
 
     Raises:
-      UsageError: another platform than TPU; a window that is no multiple of `LANES`; a mesh that
+      UsageError: another platform than TPU; a window that is not a multiple of `LANES`; a mesh that
         shards the tokens of a row.
     """
-    if platform() != "tpu":
-        raise UsageError(
-            f"attention kernel 'pallas' runs on TPUs, and this program is for {platform()}; take "
-            "kernel 'plain'"
-        )
+    require_tpu()
     if window % LANES:
         raise UsageError(
-            f"window={window} is not a multiple of {LANES}, as attention kernel 'pallas' needs; "
+            f"window={window} is not a multiple of {LANES}, as backend 'pallas' needs; "
             f"nearest: {max(window // LANES, 1) * LANES}, {-(-window // LANES) * LANES}"
         )
     if (shards := jax.sharding.get_abstract_mesh().shape.get("sequence", 1)) > 1:
         raise UsageError(
-            f"a mesh of sequence={shards} shards the {num_tokens} tokens of a row, which attention "
-            "kernel 'pallas' reads whole; set sequence=1 or take kernel 'plain'"
+            f"a mesh of sequence={shards} shards the {num_tokens} tokens of a row, which backend "
+            "'pallas' reads whole; set sequence=1 or take backend='plain'"
         )
 
 
@@ -88,16 +97,16 @@ def attend_windows(
 ) -> jax.Array:
     """Attention of t tokens over themselves and the window before them.
 
-    On a mesh every device runs it on its own rows and heads.
+    On a mesh each device runs it on its own rows and heads.
 
     Args:
       q_bhtk: scaled queries [b, h, t, k].
       k_bhsk: keys [b, h, w + t, k]: those of the window before the tokens, then their own.
       v_bhsk: values of the same.
-      age_bt: int32 [b, t], tokens of a token's document before it, from earlier segments too: no
-        key at a larger distance is seen.
-      bias_hnm: float32 [h, n, m], added to the logits of the `distances` of the window; `MASKED`
-        outside of it.
+      age_bt: int32 [b, t], tokens before each token in its document, in earlier segments too: it
+        sees no key at a larger distance.
+      bias_hnm: float32 [h, n, m], added to the logits, for the `distances` of the window; `MASKED`
+        outside it.
       interpret: run it as plain operations, on any platform and for any window; for tests.
 
     Returns:

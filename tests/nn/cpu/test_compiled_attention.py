@@ -1,4 +1,4 @@
-"""The compiled kernel against float64 sums and against the plain attention."""
+"""Compiled attention against float64 sums and against the plain attention."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, View, make_mesh, use_mesh
 from jaxlab.models import TransformerLM, TransformerLMConfig
-from jaxlab.nn import Attention, BlockRecurrentCell, Rotary, Segment, T5Bias, compiled
-from jaxlab.nn.cpu.compiled_attention import Reading, attend_ranges, attend_readings
-from jaxlab.nn.tiles import MASKED, attend_heads
+from jaxlab.nn import BACKENDS, Attention, KeySet, Rotary, Segment, T5Bias
+from jaxlab.nn.cpu import compiled
+from jaxlab.nn.cpu.compiled_attention import CompiledReading, attend_readings
+from jaxlab.nn.reading import SetReading
+from jaxlab.nn.tiles import MASKED
 from jaxlab.objectives import next_token
 from jaxlab.planning.hlo import read_program
+
+
+def attend_ranges(q, k, v, first, last, *, bias_hm=None, offset=0, mask_ns=None):
+    """One reading of scaled queries, with keys in one piece."""
+    reading = CompiledReading(q, (k,), (v,), first, last, bias=bias_hm, offset=offset, mask=mask_ns)
+    return attend_readings(reading)
 
 
 def problem(n, t, s, h, g, k, m=0, masked=False):
@@ -120,7 +128,7 @@ def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
     last2 = np.where(rng.random((b, t)) < 0.3, -1, r - 1)
 
     def ours(x):
-        window = Reading(
+        window = CompiledReading(
             x["q"],
             (x["old"], x["new"]),
             (x["old_v"], x["new_v"]),
@@ -132,7 +140,7 @@ def test_readings_side_by_side_are_those_of_float64_sums(h, g, k):
             scale=x["scale"],
             unit=(False, True),
         )
-        state = Reading(
+        state = CompiledReading(
             x["q2"], (x["state"],), (x["state_v"],), 0, last2, scale=x["scale2"], unit=(True,)
         )
         return attend_readings(window, state)
@@ -202,7 +210,7 @@ LAYERS = {
 }
 
 
-def layer(kernel, position="t5", **kwargs):
+def layer(backend, position="t5", **kwargs):
     rngs = nnx.Rngs(0)
     kinds = {"t5": lambda: T5Bias(4, rngs=rngs), "rotary": lambda: Rotary(8)}
     return Attention(
@@ -211,7 +219,7 @@ def layer(kernel, position="t5", **kwargs):
         8,
         window=16,
         position=kinds.get(position, lambda: None)(),
-        kernel=kernel,
+        backend=BACKENDS[backend],
         rngs=rngs,
         **kwargs,
     )
@@ -251,8 +259,8 @@ def assert_close(got, want, atol=2e-5):
 def test_a_layer_with_it_is_the_plain_layer(name):
     args = inputs(3, LAYERS[name].get("num_kv_heads", 4))
     got, want = (
-        value_and_gradients(layer(kernel, **LAYERS[name]), *args)
-        for kernel in ("compiled", "plain")
+        value_and_gradients(layer(backend, **LAYERS[name]), *args)
+        for backend in ("compiled", "plain")
     )
     assert_close(got, want)
 
@@ -275,7 +283,7 @@ CONFIG = TransformerLMConfig(
     window=16,
     recurrent_layers=(1,),
     num_states=8,
-    kernel="compiled",
+    backend="compiled",
     dtype="float32",
 )
 
@@ -317,7 +325,7 @@ def loss_and_gradients(config):
 )
 def test_a_recurrent_model_with_it_is_the_plain_model(change):
     config = dataclasses.replace(CONFIG, **change)
-    plain = dataclasses.replace(config, kernel="plain")
+    plain = dataclasses.replace(config, backend="plain")
     assert_close(loss_and_gradients(config), loss_and_gradients(plain))
 
 
@@ -325,7 +333,7 @@ def test_a_recurrent_model_with_it_is_the_plain_model(change):
 def test_a_recurrent_model_with_it_on_a_mesh_is_the_plain_model():
     with use_mesh(make_mesh(MeshConfig(data=2, tensor=2, fsdp=1), jax.devices()[:4])):
         got = loss_and_gradients(CONFIG)
-    assert_close(got, loss_and_gradients(dataclasses.replace(CONFIG, kernel="plain")))
+    assert_close(got, loss_and_gradients(dataclasses.replace(CONFIG, backend="plain")))
 
 
 @pytest.mark.usefixtures("compiler")
@@ -342,7 +350,7 @@ def test_no_product_of_a_model_with_it_is_left_to_plain_operations(change):
 
     # T5's table of biases is laid out by a small product.
     config = dataclasses.replace(CONFIG, position="rotary", **change)
-    assert products(config) == 0 < products(dataclasses.replace(config, kernel="plain"))
+    assert products(config) == 0 < products(dataclasses.replace(config, backend="plain"))
 
 
 @pytest.mark.usefixtures("compiler")
@@ -355,7 +363,7 @@ def test_what_the_last_block_leaves_in_the_state_is_not_gone_back_through():
 
 
 def test_plain_operations_do_not_go_back_through_it_either():
-    loss, arguments = loss_of(dataclasses.replace(CONFIG, kernel="plain"))
+    loss, arguments = loss_of(dataclasses.replace(CONFIG, backend="plain"))
 
     def products(weight):
         def total(params, carry):
@@ -381,18 +389,22 @@ def test_it_says_its_flops_to_plans():
 @pytest.mark.usefixtures("compiler")
 def test_logits_near_the_floor_are_those_of_the_plain_operations():
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 8, 4)), jnp.float32) for _ in range(3))
+    q, k, v = (jnp.asarray(rng.normal(size=(3, 8, 2, 4)), jnp.float32) for _ in range(3))
     q, k = q.at[..., 0].set(-20.0), k.at[..., 0].set(50.0 + 0.05 * k[..., 0])  # about -1,000
     bias = jnp.zeros((3, 8)).at[:, 5].set(MASKED)
-    got, want = (attend_heads(q, k, v, bias, kernel=kernel) for kernel in ("compiled", "plain"))
+
+    def read(backend, q):
+        return BACKENDS[backend].read(SetReading(q, KeySet((k,), (v,), (False,)), bias=bias))
+
+    got, want = (read(backend, q) for backend in ("compiled", "plain"))
     shrunk = np.abs(np.asarray(want)).max()
-    assert 0 < shrunk and not np.allclose(want, attend_heads(q.at[..., 0].set(0.0), k, v, bias))
+    assert 0 < shrunk and not np.allclose(want, read("plain", q.at[..., 0].set(0.0)))
     np.testing.assert_allclose(got, want, atol=1e-3 * shrunk)
 
 
 def test_the_scan_over_states_keeps_no_logits_of_plain_attention():
     """They would be the largest arrays of a step; compiled attention has none."""
-    config = dataclasses.replace(CONFIG, kernel="plain", num_states=24, width=40)
+    config = dataclasses.replace(CONFIG, backend="plain", num_states=24, width=40)
     model = TransformerLM(config, rngs=nnx.Rngs(0))
     view = View.of(model)
     tokens = jnp.zeros((2, 48), jnp.int32)
@@ -415,23 +427,22 @@ def test_forward_mode_is_refused():
 def test_what_it_cannot_run_is_refused_in_one_line(monkeypatch):
     with pytest.raises(UsageError, match=r"in float32, not in bfloat16; set dtype='float32'"):
         attend_ranges(*[jnp.ones((1, 4, 1, 4), jnp.bfloat16)] * 3, *[jnp.zeros((1, 4), int)] * 2)
-    with pytest.raises(UsageError, match=r"kernel='compiled' with window=None"):
-        Attention(8, 4, kernel="compiled", rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match=r"attention_dropout=0.1 with kernel='compiled'"):
-        Attention(8, 4, window=4, kernel="compiled", attention_dropout=0.1, rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match=r"kernel='compild'; it takes plain, pallas, compiled"):
-        BlockRecurrentCell(8, 2, 2, 4, kernel="compild", rngs=nnx.Rngs(0))
+    how = {"backend": BACKENDS["compiled"], "rngs": nnx.Rngs(0)}
+    with pytest.raises(UsageError, match=r"backend 'compiled' needs a window"):
+        Attention(8, 4, **how)
+    with pytest.raises(UsageError, match=r"attention_dropout=0.1 with backend 'compiled'"):
+        Attention(8, 4, window=4, attention_dropout=0.1, **how)
     monkeypatch.setattr(compiled, "_register", lambda: None)
     with pytest.raises(TypeError, match=r"\[1, 4, 3, 4\] do not fit .*: float32\[1, 4, 2, 4\], "):
         attend_ranges(
             jnp.ones((1, 4, 3, 4)), *[jnp.ones((1, 4, 2, 4))] * 2, *[jnp.zeros((1, 4), int)] * 2
         )
     one, two = (jnp.ones((1, t, 1, 4)) for t in (4, 2))
-    readings = [Reading(x, (x,), (x,), 0, 0) for x in (one, two)]
+    readings = [CompiledReading(x, (x,), (x,), 0, 0) for x in (one, two)]
     with pytest.raises(TypeError, match=r"several shapes: \[\(1, 2, 1, 4\), \(1, 4, 1, 4\)\]"):
         attend_readings(*readings)
     with pytest.raises(TypeError, match=r"keys in 2 pieces, values in 1 and unit of shape \(1,\)"):
-        attend_readings(Reading(one, (one, one), (one,), 0, 0, unit=(True,)))
+        attend_readings(CompiledReading(one, (one, one), (one,), 0, 0, unit=(True,)))
     blocks = jnp.ones((3, 1, 2, 1, 4))  # three, which do not divide four queries
     with pytest.raises(TypeError, match=r"\[1, 4, 1, 4\] do not fit .*: float32\[3, 1, 2, 1, 4\]"):
-        attend_readings(Reading(one, (blocks,), (blocks,), 0, 0))
+        attend_readings(CompiledReading(one, (blocks,), (blocks,), 0, 0))

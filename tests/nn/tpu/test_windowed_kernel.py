@@ -5,7 +5,6 @@ That it compiles for TPUs is asked of their compiler, where it is installed.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import pathlib
@@ -19,9 +18,11 @@ import pytest
 from flax import nnx
 
 from jaxlab.core import MeshConfig, UsageError, make_mesh, use_devices, use_mesh
-from jaxlab.nn import Attention, Rotary, Segment, T5Bias, attention, windowed_kernel
+from jaxlab.nn import BACKENDS, PLAIN, Attention, Heads, Rotary, Segment, T5Bias
+from jaxlab.nn.tpu import windowed_kernel
+from jaxlab.nn.tpu.backend import PallasBackend
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 D, H, K = 8, 4, 8
 # Window, tile, segment, and the rest of the layer: one tile a window, or several.
 CASES = {
@@ -35,16 +36,14 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """The kernel as plain operations, and windows that TPUs would not take."""
-    run = functools.partial(windowed_kernel.attend_windows, interpret=True)
-    monkeypatch.setattr(attention, "attend_windows", run)
+    """Windows that TPUs would not take, for the kernel as plain operations."""
     monkeypatch.setattr(windowed_kernel, "LANES", 1)
 
 
 def layers(window, dtype=jnp.float32, position="t5", **kwargs):
     """The same layer with and without the kernel."""
 
-    def make(kernel):
+    def make(backend):
         rngs = nnx.Rngs(0)
         kinds = {"t5": lambda: T5Bias(H, rngs=rngs), "rotary": lambda: Rotary(K)}
         return Attention(
@@ -54,13 +53,13 @@ def layers(window, dtype=jnp.float32, position="t5", **kwargs):
             window=window,
             head_scale=3.0,
             position=kinds.get(position, lambda: None)(),
-            kernel=kernel,
+            backend=backend,
             dtype=dtype,
             rngs=rngs,
             **kwargs,
         )
 
-    return make("pallas"), make("plain")
+    return make(PallasBackend(interpret=True)), make(PLAIN)
 
 
 def inputs(window, length, rows=2, dtype=jnp.float32):
@@ -130,7 +129,7 @@ def test_a_row_that_sees_no_key_gives_zero_and_no_gradient():
     segment = Segment.of(jnp.ones((1, 8), bool))
     carry = {name: jnp.ones((1, 8, H, K)) for name in ("keys", "values")}
     with use_devices(jax.devices()[:1], "tpu"):
-        read = jax.jit(lambda *x: fused.read(*x, segment, carry)[0])
+        read = jax.jit(lambda *x: fused.read(Heads(*x), segment, carry)[0])
         values, grads = jax.value_and_grad(lambda *x: read(*x).sum(), (0, 1, 2))(q, k, v)
     assert values == 0 and all((g == 0).all() for g in grads)
 
@@ -163,10 +162,10 @@ def test_a_token_knows_how_far_its_document_reaches_back():
     np.testing.assert_array_equal(np.minimum(reach, 8 + np.arange(16)), seen)
 
 
-def test_a_kernel_is_refused_in_one_line_where_it_cannot_run(monkeypatch):
+def test_it_is_refused_in_one_line_where_it_cannot_run(monkeypatch):
     fused, _ = layers(8)
     x = jnp.ones((1, 16, D))
-    with pytest.raises(UsageError, match=r"runs on TPUs, and this program is for cpu; take ker"):
+    with pytest.raises(UsageError, match=r"runs on TPUs, and this program is for cpu; take back"):
         fused(x)
     with use_devices(jax.devices()[:1], "tpu"):
         monkeypatch.setattr(windowed_kernel, "LANES", 128)
@@ -176,10 +175,8 @@ def test_a_kernel_is_refused_in_one_line_where_it_cannot_run(monkeypatch):
         mesh = make_mesh(MeshConfig(data=4, sequence=2), jax.devices())
         with use_mesh(mesh), pytest.raises(UsageError, match=r"sequence=2 shards the 16 tokens"):
             jax.jit(lambda x: fused(x)[0])(x)
-    with pytest.raises(UsageError, match=r"kernel='pallas' with window=None"):
-        Attention(D, H, K, kernel="pallas", rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match=r"kernel='palas'"):
-        Attention(D, H, K, window=8, kernel="palas", rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match=r"backend 'pallas' needs a window"):
+        Attention(D, H, K, backend=BACKENDS["pallas"], rngs=nnx.Rngs(0))
 
 
 # The gradient of a layer, for two devices that share its heads and two that share the rows.
@@ -187,7 +184,7 @@ COMPILE = """
 import jax, jax.numpy as jnp
 from flax import nnx
 from jaxlab import core
-from jaxlab.nn import Attention, T5Bias
+from jaxlab.nn import Attention, T5Bias, make_backend
 from jaxlab.planning.pods import tpu_pod
 from jaxlab.planning.hlo import read_program
 
@@ -197,8 +194,8 @@ mesh = core.make_mesh(core.MeshConfig(data=-1, tensor=2), pod.devices)
 def loss(x):
     rngs = nnx.Rngs(0)
     layer = Attention(
-        64, 2, {head_dim}, window={window}, normalise=True, include_self=False, kernel="pallas",
-        position=T5Bias(2, rngs=rngs), dtype=jnp.{dtype}, rngs=rngs,
+        64, 2, {head_dim}, window={window}, normalise=True, include_self=False,
+        backend=make_backend("pallas"), position=T5Bias(2, rngs=rngs), dtype=jnp.{dtype}, rngs=rngs,
     )
     return layer(x)[0].astype(jnp.float32).sum()
 
