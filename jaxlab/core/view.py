@@ -74,11 +74,13 @@ class View:
         graph, *states = nnx.split(model, nnx.Param, ...)
         flat, rest = (dict(nnx.to_flat_state(each)) for each in states)
         keys, state_keys = _by_path(flat), _by_path(rest)
-        axes = {path: flat[key].get_metadata().get("axes") for path, key in keys.items()}
+        metadata = {path: flat[key].get_metadata() for path, key in keys.items()}
+        axes = {path: of.get("axes") for path, of in metadata.items()}
+        padding = {path: of["padding"] for path, of in metadata.items() if of.get("padding")}
         return cls(
             params={path: flat[key].get_value() for path, key in keys.items()},
             state={path: _value(rest[key]) for path, key in state_keys.items()},
-            _structure=_shared(_Structure(graph, keys, state_keys, axes)),
+            _structure=_shared(_Structure(graph, keys, state_keys, axes, padding)),
         )
 
     @classmethod
@@ -102,6 +104,11 @@ class View:
     def axes(self) -> Mapping[str, tuple[str | None, ...] | None]:
         """`{path: logical axis names or None}`, from the `axes=` metadata of each parameter."""
         return self._structure.axes
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """`{path: n}`: the n last rows of a parameter do not count, by its `padding=` metadata."""
+        return self._structure.padding
 
     def model(
         self, params: Params | None = None, state: Mapping[str, Any] | None = None
@@ -277,8 +284,12 @@ class View:
 
     @property
     def num_params(self) -> int:
-        """The number of scalars in `params`."""
-        return sum(p.size for p in jax.tree.leaves(self.params))
+        """The number of scalars in `params`, without `padding`."""
+        padding = sum(
+            n * self.params[path].size // self.params[path].shape[0]
+            for path, n in self.padding.items()
+        )
+        return sum(p.size for p in jax.tree.leaves(self.params)) - padding
 
 
 def as_view(model: View | nnx.Module) -> View:
@@ -310,8 +321,9 @@ class _Structure:
         param_keys: dict[str, tuple],
         state_keys: dict[str, tuple],
         axes: dict[str, tuple[str | None, ...] | None],
+        padding: dict[str, int],
     ):
-        self.graph, self.axes = graph, axes
+        self.graph, self.axes, self.padding = graph, axes, padding
         self.param_keys, self.state_keys = param_keys, state_keys
         self.modes: dict[bool, _Structure] = {}  # by whether it trains
         try:
@@ -320,7 +332,7 @@ class _Structure:
             self._hash, self.hashes = id(self), False
 
     def with_graph(self, graph: nnx.GraphDef) -> _Structure:
-        return _Structure(graph, self.param_keys, self.state_keys, self.axes)
+        return _Structure(graph, self.param_keys, self.state_keys, self.axes, self.padding)
 
     def __hash__(self) -> int:
         return self._hash

@@ -1,4 +1,4 @@
-"""A recurrent layer for a decoder that has been trained without one."""
+"""Adds recurrent layers to a decoder that was trained without them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def add_recurrence(
 ) -> TransformerLM:
     """A copy of a trained model some of whose layers own a recurrent state (arXiv 2203.07852).
 
-    It starts where the model stands: the rows of the output projection through which tokens take in
-    what they read of the state are zero, so the new path is closed and the logits are the same. The
-    first steps of training open it; then gradients reach the cell.
+    It starts with the logits of the model: the rows of the output projection that take in what
+    tokens read of the state are zero. The first steps of training change them; from then on
+    gradients reach the cell.
 
     Args:
       model: any `TransformerLM` whose `layers` are plain attention.
-      layers: which get a state; negative from the end.
+      layers: those that get a state; negative from the end.
       rngs: for the new parameters.
-      window: for a model of full attention: the length of a block. Texts of up to one window give
-        the same logits; what lies further back is then for the state to carry.
+      window: for a model with full attention, the length of a block. Texts of up to one window give
+        the same logits; what is further back only the state can carry.
       changes: other fields of the config, such as `num_states`, `gate`, `update`.
 
     Returns:
-      A new model; the old one stays as it is.
+      A new model; the old one is unchanged.
 
     Raises:
       UsageError: layers that have a state already or do not exist, full attention without a
-        `window`, learned positions, a change that alters what the model computed.
+        `window`, learned positions, a change that would alter what the model computes.
 
     >>> from jaxlab.models import TransformerLMConfig
     >>> config = TransformerLMConfig(width=32, depth=2, num_heads=2, window=8)
@@ -81,7 +81,7 @@ def add_recurrence(
     for path, value in View.of(model).params.items():
         parts = path.split("/")
         if parts[0] == "blocks" and int(parts[1]) in new and parts[2] == "attention":
-            path = "/".join([*parts[:3], *parts[2:]])  # the layer's attention is now a part of it
+            path = "/".join([*parts[:3], *parts[2:]])  # the old attention is now a part
             if parts[3] == "output":
                 value = jnp.concatenate([value, jnp.zeros_like(value)])
         params[path] = value

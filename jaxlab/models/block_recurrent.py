@@ -5,7 +5,7 @@
 | `xl_512`, `xl_1024`, `xl_2048` | Transformer-XL: segments of one window, keys and values cached |
 | `slide_12l`, `slide_13l` | sliding window of 512 over segments of 4,096 |
 | `rec_{fixed,lstm}_{dual,single,skip}` | the same with a recurrent layer, the third from the end |
-| `feedback_fixed_skip` | all other layers read its state too |
+| `feedback_fixed_skip` | all other layers also read its state |
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ SIZES: dict[str, dict[str, int]] = {
     "600m": {"width": 2048, "num_heads": 16, "head_dim": 128, "mlp_dim": 8192},
     "1200m": {"width": 2048, "num_heads": 32, "head_dim": 128, "mlp_dim": 16384},
 }
-"""The authors' sizes `small_37M` to `large_1200M`, by millions of parameters beside the embedding
-and the recurrence, of 12 layers."""
+"""The authors' sizes `small_37M` to `large_1200M`: millions of parameters of 12 layers, without the
+embedding and the recurrence."""
 
 DEPTH, STATES, RECURRENT = 12, 512, -3
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table: what it changes of the sliding-window model, and its segments.
+    """A row of the table: how it differs from the sliding-window model, and its segments.
 
     Attributes:
       changes: fields of `TransformerLMConfig`.
-      segment_length: tokens of a row of the batch in one step; with `segments` of them a device
-        has 4,096 tokens a step in every row of the table.
+      segment_length: tokens of each row of the batch in one step; with `segments` rows, a device
+        reads 4,096 tokens a step in every row of the table.
     """
 
     changes: dict[str, Any]
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def segments(self) -> int:
-        """Rows of the batch for each device of the paper's 32."""
+        """Rows of the batch on each of the paper's 32 devices."""
         return 4096 // self.segment_length
 
 
@@ -76,9 +76,9 @@ def block_recurrent_config(row: str, size: str = "150m", **changes: Any) -> Tran
     """The model of one row of the table at one size.
 
     It has 512 states, T5 biases, normalised queries and keys with head scales that start at 1 (with
-    Adam start at about 8), dropout of 0.05 on the residual path and on the weights with which
-    tokens read tokens, as the authors' base_htrans.gin says, and runs equal layers as a scan that
-    is computed again in the backward pass.
+    Adam, start at about 8), and dropout of 0.05 on the residual path and on the weights with which
+    tokens read tokens, as in the authors' base_htrans.gin. Equal layers run as a scan, computed
+    again in the backward pass.
 
     Args:
       row: a name of `ROWS`.
@@ -86,7 +86,7 @@ def block_recurrent_config(row: str, size: str = "150m", **changes: Any) -> Tran
       changes: other fields of `TransformerLMConfig`, such as `vocab_size`.
 
     Raises:
-      UsageError: another name; names the nearest.
+      UsageError: an unknown name; names the nearest.
 
     >>> block_recurrent_config("rec_fixed_skip", vocab_size=32128).recurrent_layers
     (-3,)

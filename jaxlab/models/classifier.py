@@ -1,4 +1,4 @@
-"""What all image classifiers have in common: their config's first fields, input and head."""
+"""What all image classifiers share: the first fields of their configs, input and head."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from jaxlab.nn import ImageInput, projection
 class ClassifierConfig:
     """Images and classes of a classifier.
 
-    Every classifier has the whole numbers `width` and `depth`, which scale all its layers, and
-    `build(rngs)`, which makes it.
+    Every classifier config has the integers `width` and `depth`, which scale all layers, and
+    `build(rngs)`, which makes the model.
 
     Attributes:
       image_shape: (h, w, c).
-      num_classes: logits of an image.
-      mean, std: of the images, one a channel or one for all, in units of [0, 1]; the model takes
-        `(image - mean) / std`.
-      width, depth: what they scale is told by each model.
+      num_classes: the number of logits.
+      mean, std: of the images, one for each channel or one for all, in units of [0, 1]; the model
+        computes `(image - mean) / std`.
+      width, depth: each model says what they scale.
       dtype: of the computation; 'auto' is bfloat16 on TPU and GPU, else float32. Parameters and
         logits are float32.
     """
@@ -58,9 +58,9 @@ class ClassifierConfig:
 
 
 class Classifier(nnx.Module):
-    """Images in [0, 1] to logits: the input checked and normalised, features, a linear head.
+    """Images in [0, 1] to logits: checks and normalises the input, then features and a linear head.
 
-    A model that derives from it sets `head` and defines `features`.
+    A subclass sets `head` and defines `features`.
     """
 
     config_class: ClassVar[type[ClassifierConfig]]
@@ -94,7 +94,7 @@ class Classifier(nnx.Module):
         return self.head(self.features(images_bhwc)).astype(jnp.float32)
 
     def features(self, images_bhwc: jax.Array) -> jax.Array:
-        """What the head reads, [b, d]."""
+        """The input of the head, [b, d]."""
         raise NotImplementedError
 
 

@@ -19,18 +19,18 @@ CLASSIFIERS: dict[str, ClassifierConfig] = {
     **vit.SIZES,
     **mlp_mixer.SIZES,
 }
-"""Configs by name; the sources of the sizes stand beside each model's table."""
+"""Configs by name; the sources of the sizes are beside the table of each model."""
 
 
 def classifier_config(name: str, **changes: Any) -> Any:
-    """The config of a classifier by its name, with other fields where asked.
+    """The config of a classifier by its name, with changes to its fields.
 
     Args:
       name: a name of `CLASSIFIERS`.
       changes: fields of its config, such as `num_classes`, `image_shape`, `width`, `depth`.
 
     Raises:
-      UsageError: a name or a field that is not there; names the nearest.
+      UsageError: an unknown name or field; names the nearest.
 
     >>> classifier_config("resnet20", num_classes=100).build
     ... # doctest: +ELLIPSIS

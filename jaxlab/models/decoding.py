@@ -1,4 +1,4 @@
-"""Decoding of a stack of blocks: a prompt in parallel, then token by token with a cache."""
+"""Decoding with a stack of blocks: the prompt in parallel, then token by token with a cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Cache = dict[str, Any]
 
 
 class Decoding(nnx.Module):
-    """What `TransformerLM` inherits to generate text.
+    """The part of `TransformerLM` that generates text.
 
     A cache is `{'position': int32 [b], 'length': int32 [b], 'blocks': {layer: cache}}`, see
-    `nn.Cursor`. With a window its size does not depend on the length of the text. In a cache
-    every row has block borders of its own, counted from where it started.
+    `nn.Cursor`. With a window its size does not depend on the length of the text. Each row of a
+    cache has its own block borders, counted from where it started.
     """
 
     if TYPE_CHECKING:  # what `TransformerLM` brings along
@@ -40,19 +40,19 @@ class Decoding(nnx.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Logits of a token; ids lie below it."""
+        """The number of logits; ids are below it."""
         return self.config.vocab_size
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
-        """The cache of rows in which nothing has been read.
+        """The cache of rows that have read nothing.
 
         Args:
           batch_size: b.
-          max_length: tokens that a row can hold at least, for attention without a window; by
-            default that of the config. `prefill` and `step` refuse more than the cache holds.
+          max_length: for attention without a window, the tokens that each row must be able to hold;
+            by default that of the config. `prefill` and `step` refuse more than the cache holds.
 
         Raises:
-          UsageError: more tokens than there are learned positions.
+          UsageError: more tokens than learned positions.
         """
         max_length = self.config.max_length if max_length is None else max_length
         if self.positions is not None and max_length > self.config.max_length:
@@ -68,7 +68,7 @@ class Decoding(nnx.Module):
         return {**numbers, "blocks": blocks}
 
     def cache_of(self, carry: Any) -> Cache:
-        """The cache that goes on where a call with a window stopped, from the carry it returned.
+        """The cache that continues where a call with a window stopped, from the carry it returned.
 
         Raises:
           UsageError: a model without a window, which carries nothing.
@@ -84,7 +84,7 @@ class Decoding(nnx.Module):
         return self.reset_rows(cache, length_b == 0)
 
     def reset_rows(self, cache: Cache, rows_b: jax.Array) -> Cache:
-        """The cache in which the rows, bool [b], have read nothing."""
+        """The cache in which these rows, bool [b], have read nothing."""
         blocks = {
             str(i): block.attention.reset(cache["blocks"][str(i)], rows_b)
             for i, block in enumerate(self.blocks)
@@ -100,15 +100,15 @@ class Decoding(nnx.Module):
         Args:
           tokens_b: int32 [b].
           cache: from `init_cache`, `cache_of`, `prefill` or the last step.
-          start_b: bool [b], rows in which this token starts a document; as if their cache were new.
+          start_b: bool [b], rows in which this token starts a document, as if with a new cache.
 
         Returns:
           float32 logits [b, v] of the token after it, and the cache. Under jit, where lengths are
-          not known, a row that its cache has no room for has NaN logits until it starts anew.
+          unknown, a row that exceeds its cache has NaN logits until it starts a new document.
 
         Raises:
-          UsageError: a cache of another number of rows, model or dtype; outside jit, a row that
-            full attention has no room for.
+          UsageError: a cache for another number of rows, model or dtype; outside jit, a row that
+            exceeds the cache of full attention.
         """
         require_like(cache, self.init_cache, tokens_b.shape[0], "cache", room=True)
         if start_b is not None:
@@ -136,7 +136,7 @@ class Decoding(nnx.Module):
     def prefill(
         self, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Reads prompts in parallel, block by block with a window, all at once without.
+        """Reads prompts in parallel: block by block with a window, else all at once.
 
         Args:
           tokens_bt: int32 [b, t], prompts padded on the right with any token.
@@ -145,10 +145,10 @@ class Decoding(nnx.Module):
 
         Returns:
           float32 logits [b, v] after the last token of each prompt, and the cache, as steps would
-          have left them. Under jit a prompt that its cache has no room for has NaN logits.
+          leave them. Under jit a prompt that exceeds its cache has NaN logits.
 
         Raises:
-          UsageError: outside jit, a prompt longer than the room of full attention.
+          UsageError: outside jit, a prompt that exceeds the cache of full attention.
         """
         room = self._room(cache)
         require_room(lengths_b, room, "the longest prompt has")
@@ -163,7 +163,7 @@ class Decoding(nnx.Module):
         return within_room(self.logits(self.final_norm(x_bd)), lengths_b, room), cache
 
     def _room(self, cache: Cache) -> int | None:
-        """Tokens that a row can hold; None with a window, which any text passes through."""
+        """Tokens that a row can hold; None with a window, which takes any length."""
         if self.config.window is not None:
             return None
         held = cache["blocks"]["0"]["keys"].shape[2]
@@ -180,12 +180,12 @@ class Decoding(nnx.Module):
     def _read_blocks(
         self, tokens_bt: jax.Array, lengths_b: jax.Array, w: int
     ) -> tuple[jax.Array, Cache]:
-        """Whole blocks hand on their carry; of the last, partial one only the tokens are kept."""
+        """Whole blocks pass on their carry; of the last, partial one only the tokens are kept."""
         b = tokens_bt.shape[0]
         tokens_bt = jnp.pad(tokens_bt, ((0, 0), (0, -tokens_bt.shape[1] % w)))
         carry = self.init_carry(b)
         x_bd = jnp.zeros((b, self.config.width), self.dtype)
-        view = View.of(self)  # variables of the loop's own trace: `nnx.remat` wants them so
+        view = View.of(self)  # `nnx.remat` needs variables of the loop's own trace
 
         def block(j: jax.Array, state: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
             carry, partial, x_bd = state
@@ -210,17 +210,17 @@ class Decoding(nnx.Module):
 def require_like(
     given: Any, make: Callable[[int], Any], rows: int, noun: str, *, room: bool = False
 ) -> None:
-    """Refuses a carry or cache that this model did not make for so many rows.
+    """Refuses a carry or cache that this model did not make for this number of rows.
 
     Args:
       given: the carry or cache.
-      make: makes a new one of so many rows.
+      make: makes a new one for a number of rows.
       rows: b, those of the tokens.
-      noun: what it is called.
-      room: whether keys and values may have any number of tokens, [b, n, s, k].
+      noun: its name in the message.
+      room: whether keys and values may have any number s of tokens, [b, n, s, k].
 
     Raises:
-      UsageError: names the first array that differs, what it is and what it should be.
+      UsageError: names the first array that differs, its shape and dtype, and what is needed.
     """
     wanted = jax.eval_shape(lambda: make(rows))
     found, known = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (given, wanted))
@@ -240,12 +240,12 @@ def require_like(
 
 
 def require_room(lengths_b: jax.Array, room: int | None, what: str) -> None:
-    """Refuses rows of more tokens than a cache holds, where the lengths are known.
+    """Refuses rows of more tokens than a cache holds, if the lengths are known.
 
     Args:
-      lengths_b: int [b]; nothing is asked of lengths that are traced, or lie on other hosts.
+      lengths_b: int [b]; traced lengths, and those of other processes, are not checked.
       room: tokens that a row can hold; None: any number.
-      what: begins the message, before the length.
+      what: the start of the message, before the length.
 
     Raises:
       UsageError: names the longest row and the room.
@@ -261,7 +261,7 @@ def require_room(lengths_b: jax.Array, room: int | None, what: str) -> None:
 
 
 def within_room(logits_bv: jax.Array, lengths_b: jax.Array, room: int | None) -> jax.Array:
-    """The logits, NaN in rows of more tokens than `room`: full attention would have lost some."""
+    """The logits, NaN in rows of more tokens than `room`, some of which are lost."""
     if room is None:
         return logits_bv
     return jnp.where((lengths_b > room)[:, None], jnp.nan, logits_bv)
@@ -273,7 +273,7 @@ def take_token(x_btd: jax.Array, index_b: jax.Array) -> jax.Array:
 
 
 def where_rows(rows_b: jax.Array, new: Any, old: Any) -> Any:
-    """Each array of `new` in the rows, of `old` in the others."""
+    """Each array of `new` in these rows, of `old` in the others."""
     return jax.tree.map(
         lambda x, y: jnp.where(rows_b.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old
     )

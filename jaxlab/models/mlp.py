@@ -24,11 +24,11 @@ class MLPConfig(ClassifierConfig):
     Attributes:
       width: of every hidden layer.
       depth: hidden layers.
-      widths: of each hidden layer; `width` and `depth` then do not count.
-      in_dim: numbers in a row of inputs of any shape; None: images of `image_shape`.
+      widths: of each hidden layer, in place of `width` and `depth`.
+      in_dim: numbers in each input, of any shape; None: images of `image_shape`.
       norm: before each activation, a name of `nn.NORMS`, or 'none'.
-      residual: add every hidden layer but the first to its input, which it reads through norm and
-        activation (as 1603.05027 does): for depth.
+      residual: each hidden layer but the first is added to its input, which it reads through norm
+        and activation, as in 1603.05027; for deep models.
     """
 
     image_shape: tuple[int, ...] = (28, 28, 1)

@@ -1,4 +1,4 @@
-"""MLP-Mixer (arXiv 2105.01601): the transformer's block whose tokens are mixed by an MLP."""
+"""MLP-Mixer (arXiv 2105.01601): transformer blocks in which a feed-forward layer mixes tokens."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SIZES: dict[str, MLPMixerConfig] = {
 
 
 class TokenMixer(nnx.Module):
-    """An MLP across tokens, the same for every channel, in the place of a block's attention."""
+    """A feed-forward layer across tokens, in place of attention; all channels share it."""
 
     def __init__(self, num_tokens: int, token_dim: int, *, dtype: Any, rngs: nnx.Rngs):
         self.mlp = FeedForward(
@@ -74,7 +74,7 @@ class TokenMixer(nnx.Module):
 class MLPMixer(Classifier):
     """Patches, pre-norm `blocks/0`, `blocks/1`, ..., a norm, the mean of tokens, a linear head.
 
-    What mixes tokens lies at `blocks/*/attention/mlp`, the name of the mixer in every block.
+    The layer that mixes tokens is at `blocks/*/attention/mlp`: every block calls its mixer so.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx

@@ -1,10 +1,10 @@
-"""Every model by name, as a tiny instance that any test can build and call.
+"""Every model by name, as a tiny instance that tests build and call.
 
-A model file registers its class in one line, once for each way in which it is used:
+Each model file registers its class in one line, once for each way of using it:
 
     register("mlp", MLP, MLPConfig(in_dim=8, widths=(16,)), features(8))
 
-The tests of `models/` run whatever is registered on many meshes, and refuse a class that is not.
+The tests of `models/` run all registered models on many meshes, and fail for a class that is not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxlab.core import UsageError, nearest
 
 Inputs = Callable[[int], tuple[Any, ...]]
-"""The arguments of a call for so many rows, [b, ...] each; the same at every call."""
+"""Maps a number of rows to the arguments of a call, [b, ...] each, always the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ModelEntry:
     """One registered model.
 
     Attributes:
-      name: of the entry; after a '/' the variant of a class that is registered more than once.
-      model: the class; called with `inputs`, it returns its prediction, alone or first of a tuple.
-      config: of a tiny instance, whose sizes divide over meshes of eight devices.
+      name: of the entry; a class registered more than once has a variant after a '/'.
+      model: the class; called with `inputs` it returns its prediction, alone or first in a tuple.
+      config: of a tiny instance whose sizes divide over eight devices.
       inputs: the arguments of its call.
     """
 
@@ -50,7 +50,7 @@ def register(name: str, model: type[nnx.Module], config: Any, inputs: Inputs) ->
     """Adds a model to the registry; the arguments are the attributes of `ModelEntry`.
 
     Raises:
-      UsageError: a name that is taken.
+      UsageError: a name that is already registered.
     """
     if name in _entries:
         taken = _entries[name].model.__name__

@@ -1,7 +1,7 @@
-"""One causal transformer language model; its layers are chosen by slots.
+"""One causal transformer language model with layers chosen by slots.
 
 A plain decoder, a sliding-window decoder, a Transformer-XL-style decoder and the Block-Recurrent
-Transformer (arXiv 2203.07852) are this class with other numbers in its config:
+Transformer (arXiv 2203.07852) are this class with different configs:
 
 | model | config |
 |---|---|
@@ -34,6 +34,7 @@ from jaxlab.nn import (
     Block,
     BlockRecurrentAttention,
     BlockRecurrentCell,
+    Embedding,
     FeedForward,
     RMSNorm,
     Rotary,
@@ -53,31 +54,33 @@ class TransformerLMConfig:
     """Sizes and slots of a `TransformerLM`.
 
     Attributes:
-      vocab_size: rows of the embedding, which is also the output layer (tied, over sqrt(width)).
+      vocab_size: token ids; the embedding is also the output layer (tied, over sqrt(width)).
+      vocab_multiple: the table of the embedding gets rows of zeros up to a multiple of it, so that
+        devices can share it; nothing sees them, and `View.num_params` does not count them. 1: none.
       width, depth, num_heads: of the stack; head_dim defaults to width / num_heads, mlp_dim to
         4 * width, num_kv_heads to num_heads.
-      gated, activation: of the MLP ('gelu' and gated is GEGLU).
-      window: tokens that a token sees, counted back from it; None: all of its segment.
-      include_self: whether they include the token itself (always so without a window).
+      gated, activation: of the feed-forward layers ('gelu' and gated is GEGLU).
+      window: how many tokens back a token sees; None: all of its segment.
+      include_self: whether these include the token itself (always so without a window).
       position: 't5' (relative bias), 'rotary', 'learned' (absolute, up to `max_length`, only
         without a window) or 'none'.
       recurrent_layers: indices of the layers with a recurrent state; negative from the end.
-      num_states: state vectors of each of them.
+      num_states: state vectors of each of these layers.
       gate: of the state, see `nn.GATES`; gate_bias: where the bias of what it keeps starts.
-      update: how the state takes in what it read, see `nn.UPDATES`; its MLP is `mlp_dim` wide.
+      update: how the state takes in what it read, see `nn.UPDATES`; hidden layers in it are
+        `mlp_dim` wide.
       state_readers: indices of other layers whose tokens read the state of the next recurrent
-        layer above them (of the last, where there is none), as it was before their block. The
-        stack then runs block by block. All other layers: the paper's feedback variant.
-      normalise: L2-normalised queries and keys with a learned scale a head, from `head_scale`.
-        1 is the paper's, for Adafactor; with Adam 8 learns where 1 may not.
-      dropout_rate: of the residual path (see `nn.Block`) and before the logits, where a key is
-        given.
-      attention_dropout: of the weights with which tokens read tokens, where a key is given; one
-        mask for all rows and blocks, see `nn.Attention`.
+        layer above them (or of the last, if there is none) as it was before their block. The stack
+        then runs block by block. With all other layers it is the paper's feedback variant.
+      normalise: L2-normalised queries and keys with a learned scale for each head, which starts at
+        `head_scale`: 1 in the paper, for Adafactor; with Adam, 8 learns where 1 may not.
+      dropout_rate: on the residual path (see `nn.Block`) and before the logits, if a key is given.
+      attention_dropout: of the weights with which tokens read tokens, if a key is given; one mask
+        for all rows and blocks, see `nn.Attention`.
       scan_layers: run neighbouring equal layers as a scan over their stacked parameters: they
-        compile once, for a copy of the parameters a step. Parameters and their paths are the
-        same with and without; outputs inside a scan are not seen by `View.taps`.
-      remat: compute each block again in the backward pass instead of keeping its insides.
+        compile once, at the cost of copying the parameters in each step. Parameters and paths stay
+        the same; `View.taps` does not see outputs inside a scan.
+      remat: compute each block again in the backward pass instead of saving its activations.
       backend: what layers compute with, a name of `nn.BACKENDS`: 'plain' operations; 'pallas' reads
         windows by a fused kernel, on TPUs; 'compiled' reads windows and states, and computes
         products with parameters, in C++, on CPUs. The last two need a window.
@@ -86,6 +89,7 @@ class TransformerLMConfig:
     """
 
     vocab_size: int = 260
+    vocab_multiple: int = 128
     width: int = 128
     depth: int = 4
     num_heads: int = 4
@@ -114,8 +118,8 @@ class TransformerLMConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
-        sizes = ("vocab_size", "width", "depth", "num_heads", "num_states", "max_length")
-        for name in (*sizes, "head_dim", "num_kv_heads", "mlp_dim", "window"):
+        sizes = ("vocab_size", "vocab_multiple", "width", "depth", "num_heads", "num_states")
+        for name in (*sizes, "max_length", "head_dim", "num_kv_heads", "mlp_dim", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
@@ -145,7 +149,7 @@ class TransformerLMConfig:
             raise UsageError("position='learned' knows no carried window; use 't5' or 'rotary'")
 
     def slots(self) -> tuple[str, ...]:
-        """The kind of each layer: 'attention', 'recurrent' or 'reader' (of a state)."""
+        """The kind of each layer: 'attention', 'recurrent', or 'reader' of a state."""
         kinds = {layer: "recurrent" for layer in self._layers("recurrent_layers")}
         kinds |= {layer: "reader" for layer in self._layers("state_readers")}
         return tuple(kinds.get(i, "attention") for i in range(self.depth))
@@ -166,7 +170,7 @@ class TransformerLMConfig:
         return {layer % self.depth for layer in getattr(self, name)}
 
     def runs(self) -> list[tuple[int, int]]:
-        """(first layer, number) of neighbours that run as one scan; of one each without it."""
+        """(first layer, number) of neighbours that run as one scan; one each without scans."""
         if not self.scan_layers:
             return [(i, 1) for i in range(self.depth)]
         runs, first = [], 0
@@ -179,7 +183,7 @@ class TransformerLMConfig:
 
 
 class TransformerLM(Decoding, nnx.Module):
-    """Tokens to logits, with a carry from segment to segment, or one by one (see `Decoding`).
+    """Tokens to logits, segment by segment with a carry, or one by one (see `Decoding`).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -187,7 +191,7 @@ class TransformerLM(Decoding, nnx.Module):
     ...                              recurrent_layers=(-1,), num_states=4)
     >>> model = TransformerLM(config, rngs=nnx.Rngs(0))
     >>> logits, carry = model(jnp.zeros((1, 16), jnp.int32))
-    >>> logits, carry = model(jnp.zeros((1, 8), jnp.int32), carry)   # the document goes on
+    >>> logits, carry = model(jnp.zeros((1, 8), jnp.int32), carry)   # the document continues
     >>> logits.shape
     (1, 8, 260)
     """
@@ -195,12 +199,11 @@ class TransformerLM(Decoding, nnx.Module):
     def __init__(self, config: TransformerLMConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
-        self.embedding = nnx.Embed(
+        self.embedding = Embedding(
             config.vocab_size,
             config.width,
+            multiple=config.vocab_multiple,
             dtype=self.dtype,
-            embedding_init=jax.nn.initializers.normal(1.0),
-            embedding_metadata={"axes": ("vocab", "embed")},
             rngs=rngs,
         )
         self.positions = learned_positions(config, rngs=rngs)
@@ -230,15 +233,16 @@ class TransformerLM(Decoding, nnx.Module):
           tokens_bt: int32 [b, t]; with a window, t is a multiple of it.
           carry: what the last call returned; None: nothing came before.
           start_bt: bool [b, t], true where a document starts: nothing before it has influence.
-            Recurrent layers want starts at block borders (see `nn.BlockRecurrentAttention`).
-          key: turns dropout on.
+            With recurrent layers, starts should be at block borders (see
+            `nn.BlockRecurrentAttention`).
+          key: switches dropout on.
 
         Returns:
           float32 logits [b, t, v] and the carry.
 
         Raises:
-          UsageError: a carry of another number of rows, model or dtype; tokens that are not whole
-            windows, or more than there are learned positions.
+          UsageError: a carry for another number of rows, model or dtype; tokens that are not whole
+            windows, or more of them than learned positions.
         """
         x_btd, after = self.read(tokens_bt, carry, start_bt, key=key)
         x_btd = self.final_norm(x_btd)
@@ -259,7 +263,7 @@ class TransformerLM(Decoding, nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """`__call__` without the output layer: [b, t, d] of the last block, and the carry.
 
-        The carry of a model without a window holds all keys and values, to fill a cache with.
+        Without a window the carry holds all keys and values, from which a cache can be filled.
         """
         b, t = tokens_bt.shape
         if carry is None:
@@ -275,7 +279,7 @@ class TransformerLM(Decoding, nnx.Module):
     def read_segment(
         self, x_btd: jax.Array, carry: Any, start_bt: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Any]:
-        """`read` of embedded tokens by all layers, one after the other."""
+        """`read` for embedded tokens, layer after layer."""
         segment = Segment.of(start_bt, carry["length"])
         carry = {**carry, "blocks": self._with_states(segment, carry["blocks"])}
         after: dict[str, Any] = {}
@@ -296,14 +300,14 @@ class TransformerLM(Decoding, nnx.Module):
         return x_btd, {"length": segment.length_after(), "blocks": after}
 
     def _read_block_by_block(self, x_btd, carry, start_bt, key) -> tuple[jax.Array, Any]:
-        """`read_segment` of one window after the other, so that layers can read a state above."""
+        """`read_segment` window by window, so that layers can read a state above them."""
         b, t, d = x_btd.shape
         w = self.config.window
         self.blocks[0].attention.attention.require_blocks(t)
-        if t == w:  # no scan: `View.taps` sees the layers
+        if t == w:  # without a scan `View.taps` sees the layers
             key = None if key is None else named(key, "window", 0)
             return self.read_segment(x_btd, carry, start_bt, key)
-        view = View.of(self)  # variables of the scan's own trace: `nnx.remat` wants them so
+        view = View.of(self)  # `nnx.remat` needs variables of the scan's own trace
 
         def block(carry, xs):
             j, x_bwd, start_bw = xs
@@ -319,7 +323,7 @@ class TransformerLM(Decoding, nnx.Module):
         return x_jbwd.swapaxes(0, 1).reshape(b, t, d), carry
 
     def _with_states(self, segment: Segment, carries: dict[str, Any]) -> dict[str, Any]:
-        """The carries of all layers, those of readers with the state that they read."""
+        """The carries of all layers; those of readers include the state that they read."""
         shown = dict(carries)
         for layer, source in self.config.read_states().items():
             keys, values = self.blocks[source].attention.state_before(segment, carries[str(source)])
@@ -327,17 +331,17 @@ class TransformerLM(Decoding, nnx.Module):
         return shown
 
     def init_carry(self, batch_size: int) -> Any:
-        """The carry of rows in which nothing has been read: windows, states, document length."""
+        """The carry of rows that have read nothing: windows, states, document length."""
         blocks = {str(i): b.attention.init_carry(batch_size) for i, b in enumerate(self.blocks)}
         return {"length": jnp.zeros((batch_size,), jnp.int32), "blocks": blocks}
 
     def reset_states(self, carry: Any) -> Any:
-        """The carry with every recurrent state back at its learned start; the windows stay."""
+        """The carry with all recurrent states at their learned start; windows are unchanged."""
         rows = carry["length"].shape[0]
         return self._change_states(carry, lambda cell, state: cell.initial_state(rows))
 
     def swap_states(self, carry: Any) -> Any:
-        """The carry in which each row has the states of the row before it; the windows stay."""
+        """The carry in which each row has the states of the row before; windows are unchanged."""
         return self._change_states(carry, lambda cell, state: jnp.roll(state, 1, axis=0))
 
     def _change_states(self, carry, change) -> Any:
@@ -356,22 +360,22 @@ class TransformerLM(Decoding, nnx.Module):
             t = tokens_bt.shape[1]
             if t > self.config.max_length:
                 raise UsageError(f"{t} tokens exceed max_length={self.config.max_length}")
-            x_btd += self.positions[:t].astype(self.dtype)
+            x_btd += self.positions[:t].astype(self.dtype)[None]
         return constrain(x_btd, "batch", "length", None)
 
     def logits(self, x_btd: jax.Array) -> jax.Array:
         """float32 [b, t, v] from normalised outputs: tied embedding over sqrt(d)."""
-        table_vd = self.embedding.embedding[...].astype(self.dtype)
-        return self.backend.tied_logits(x_btd, table_vd) * self.config.width**-0.5
+        logits = self.backend.tied_logits(x_btd, self.embedding.table())
+        return logits * self.config.width**-0.5
 
 
 def call_block(block: Block, x_btd, segment, carry, key) -> tuple[jax.Array, Any]:
-    """The block with its key by position: `nnx.remat` takes no arguments by name."""
+    """The block with a positional key: `nnx.remat` takes no keyword arguments."""
     return block(x_btd, segment, carry, key=key)
 
 
 def call_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
-    """Blocks in order, from layer `first`; returns the output and the carry of each."""
+    """Calls blocks in order, from layer `first`; returns the output and the carries."""
     call = nnx.remat(call_block) if remat else call_block
     after = []
     for i, (block, carry) in enumerate(zip(blocks, carries, strict=True)):
@@ -382,7 +386,7 @@ def call_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax
 
 
 def scan_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
-    """`call_blocks` for equal blocks: compiled once, run by a scan over their stacked arrays."""
+    """`call_blocks` for equal blocks, as a scan over their stacked arrays: it compiles once."""
     graph = nnx.split(blocks[0])[0]
     stacked = jax.tree.map(_stack, *[nnx.split(block)[1] for block in blocks])
 
@@ -404,7 +408,7 @@ def _stack(*arrays: jax.Array) -> jax.Array:
 
 
 def learned_positions(config: TransformerLMConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
-    """The table [max_length, d] of a config with `position='learned'`, starting as N(0, 0.02)."""
+    """The table [max_length, d] for `position='learned'`, which starts as N(0, 0.02)."""
     if config.position != "learned":
         return None
     init = 0.02 * jax.random.normal(rngs.params(), (config.max_length, config.width))
@@ -487,7 +491,7 @@ def make_cell(
 
 
 def compute_dtype(name: str) -> Any:
-    """The dtype of a config's `dtype`; 'auto' asks which platform it is made for."""
+    """The dtype that a config's `dtype` names; 'auto' depends on the platform."""
     if name == "auto":
         name = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)

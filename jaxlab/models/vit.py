@@ -1,4 +1,4 @@
-"""Vision Transformers (arXiv 2010.11929): the transformer's block on patches of an image."""
+"""Vision Transformers (arXiv 2010.11929): transformer blocks on patches of an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxlab.nn.norm import layer_norm
 
 
 def require_patches(image_shape: tuple[int, ...], patch: int) -> None:
-    """Refuses a patch that does not divide height and width of an image.
+    """Refuses a patch that does not divide the height and width of an image.
 
     Raises:
       UsageError: such a patch.
@@ -37,7 +37,7 @@ class ViTConfig(ClassifierConfig):
       num_heads: of the attention.
       mlp_dim: units of the hidden layer; None: 4 * width.
       patch: height and width of a patch, in pixels; divides those of the image.
-      pool: the head reads a 'class' token that is put before the patches, or the 'mean' of them.
+      pool: the head reads a 'class' token put before the patches, or their 'mean'.
     """
 
     width: int = 192
@@ -76,7 +76,7 @@ images, patches of 4 for 32 by 32."""
 
 
 class Patches(nnx.Module):
-    """Non-overlapping patches, each projected to a token; a convolution whose stride is its size.
+    """Patches that do not overlap, each projected to a token: a convolution with equal stride.
 
     Args:
       shape: (h, w, c) of an image.
@@ -158,7 +158,8 @@ class ViT(Classifier):
                 self.class_token[...].astype(self.dtype), (len(x_btd), 1, x_btd.shape[-1])
             )
             x_btd = jnp.concatenate([token, x_btd], axis=1)
-        x_btd = constrain(x_btd + self.positions[...].astype(self.dtype), "batch", None, None)
+        positions_1td = self.positions[...].astype(self.dtype)[None]
+        x_btd = constrain(x_btd + positions_1td, "batch", None, None)
         for block in self.blocks:
             x_btd, _ = block(x_btd)
         x_btd = self.final_norm(x_btd)

@@ -17,6 +17,7 @@ from jaxlab.nn.conv import Conv as Conv
 from jaxlab.nn.conv import conv as conv
 from jaxlab.nn.conv import max_pool as max_pool
 from jaxlab.nn.decode import Cursor as Cursor
+from jaxlab.nn.embedding import Embedding as Embedding
 from jaxlab.nn.feed_forward import FeedForward as FeedForward
 from jaxlab.nn.image_input import ImageInput as ImageInput
 from jaxlab.nn.initialisers import projection as projection

@@ -1,4 +1,4 @@
-"""Batch normalisation in the form whose derivative costs least."""
+"""Batch normalisation in the form with the cheapest derivative."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlab.nn.broadcast import lift
+
 
 class BatchNorm(nnx.Module):
     """`(x - mean) / sqrt(var + epsilon) * scale + bias` over all axes but the last.
 
-    In training mode mean and variance are those of the batch, and the running ones move towards
+    In training mode, mean and variance are those of the batch, and the running ones move towards
     them; in evaluation mode they are the running ones (arXiv 1502.03167). Variables, modes and
-    numbers are those of `nnx.BatchNorm`. It is computed as `x * a + b` with one a and b a channel,
-    so that autodiff needs two sums over the batch of `dy` and `dy * x` and one pass.
+    numbers are those of `nnx.BatchNorm`. It is computed as `x * a + b`, with one a and one b for
+    each channel, so that its derivative takes two sums over the batch, of `dy` and `dy * x`, and
+    one pass.
 
     Args:
       width: channels c.
-      momentum: share of the running statistics that a batch leaves.
+      momentum: share of the running statistics that each batch keeps.
       epsilon: added to the variance.
       dtype: of the output; statistics and parameters are float32.
 
@@ -55,7 +58,8 @@ class BatchNorm(nnx.Module):
             self.mean[...] = self._moved(old[0], mean)
             self.var[...] = self._moved(old[1], var)
         a = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return (x * a + (self.bias[...] - mean * a)).astype(self.dtype)
+        b = self.bias[...] - mean * a
+        return (x * lift(a, x.ndim) + lift(b, x.ndim)).astype(self.dtype)
 
     def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         batch = jax.lax.stop_gradient(batch).astype(running.dtype)

@@ -1,4 +1,4 @@
-"""Bilinear primitives: products that say themselves how they are computed and differentiated."""
+"""Bilinear primitives: products with computations and derivatives of their own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def bilinear(
     """Makes a product of two arrays, linear in each, as a primitive of JAX.
 
     Both modes of differentiation then follow from its two transposes, to any order if these are
-    bilinear primitives again. (A `custom_vjp` would close forward mode, and Hessian and
-    Gauss-Newton products with it.)
+    bilinear primitives too. (With a `custom_vjp` there would be no forward mode, and so no Hessian
+    or Gauss-Newton products.)
 
     Args:
       name: shown in jaxprs.
@@ -34,10 +34,10 @@ def bilinear(
         arguments, hashable.
       shape: `(x, y, **how) -> shape` of the product. Factors and product are of one dtype, and of
         one rank.
-      by_first: `(ct, x, y, **how)`, the transpose by x, of which nothing is known but its shape.
-      by_second: `(ct, x, y, **how)`, the same by y.
-      batched: `(factors, axes, **how) -> (product, axis)`, the rule of `jax.vmap`; an axis is None
-        where a factor has none.
+      by_first: `(ct, x, y, **how)`, the transpose by x; only the shape of x is known.
+      by_second: `(ct, x, y, **how)`, the transpose by y.
+      batched: `(factors, axes, **how) -> (product, axis)`, the rule of `jax.vmap`; the axis of a
+        factor without a batch is None.
 
     Returns:
       `product(x, y, **how)`.
@@ -60,10 +60,10 @@ def bilinear(
 
 
 def on_one_cpu_device() -> bool:
-    """Whether what is traced here runs on CPU, and as a program of one device.
+    """Whether what is being traced will run on CPU as a program of one device.
 
-    So it is without a mesh, on a mesh of one device, and inside a `jax.shard_map` over all axes of
-    a mesh that have more than one device: nothing is left there for the compiler to partition.
+    It will without a mesh, on a mesh of one device, and inside a `jax.shard_map` over all mesh axes
+    that have more than one device: there the compiler has nothing left to partition.
     """
     mesh = jax.sharding.get_abstract_mesh()
     automatic = (n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes)
@@ -71,7 +71,7 @@ def on_one_cpu_device() -> bool:
 
 
 def _varying_alike(x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
-    """The factors, each varying over the manual mesh axes that one of them varies over."""
+    """The factors, made to vary over all manual mesh axes that either varies over."""
     over = [jax.typeof(factor).manual_axis_type.varying for factor in (x, y)]
     missing = [tuple((over[0] | over[1]) - mine) for mine in over]
     return tuple(

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block: a mixer of tokens and a position-wise layer, as parts."""
+"""The pre-norm transformer block, made from a mixer of tokens and a position-wise layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Block(nnx.Module):
     """`y = x + mixer(norm(x))`, `x' = y + mlp(norm(y))`.
 
     Args:
-      mixer: takes (x_btd, segment, carry) and returns (y_btd, carry); any attention of this room.
-        One with an `attention_dropout` above 0 is given a `key` too, where there is one.
+      mixer: takes (x_btd, segment, carry) and returns (y_btd, carry), like any attention of this
+        room. If its `attention_dropout` is above 0, it also gets a `key` when there is one.
       mlp: takes and returns x_btd.
       norm: makes both norms, called as `norm(width, dtype=dtype, rngs=rngs)`.
-      dropout_rate: on the input of the mixer and the output of the MLP, where a key is given.
+      dropout_rate: on the input of the mixer and the output of `mlp`, if a key is given.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Block(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """[b, t, d] to [b, t, d], and the carry after the segment. `key` turns dropout on."""
+        """[b, t, d] to [b, t, d], and the carry after the segment. `key` switches dropout on."""
         keys = (None, None) if key is None else (named(key, "attention"), named(key, "mlp"))
         drops = key is not None and getattr(self.attention, "attention_dropout", 0.0) > 0
         how = {"key": named(key, "weights")} if drops else {}
@@ -70,7 +70,7 @@ class Block(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of `x` and scales the rest by 1 / (1 - rate); nothing without a key."""
+    """Zeroes a share `rate` of `x` and divides the rest by 1 - rate; without a key, returns x."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

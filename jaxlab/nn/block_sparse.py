@@ -1,7 +1,7 @@
 """A matrix product that reads only the kept blocks of a block-sparse matrix.
 
-What it gains over a dense product is measured by `benchmarks/sparse_products.py` and written down
-in `docs/sparse_execution.md`.
+`benchmarks/sparse_products.py` measures its gain over a dense product; the numbers are in
+`docs/sparse_execution.md`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir
 
 from jaxlab.core import UsageError
-from jaxlab.nn.products import on_one_cpu_device
+from jaxlab.nn.bilinear import on_one_cpu_device
 
-# Of the operands gathered at a time on one CPU device: so few stay in the second cache.
+# Bytes of the operands gathered at a time on one CPU device: they stay in the second-level cache.
 _CHUNK_BYTES = 2**18
 
-# Rows of x at a time on one CPU device: in one piece, many rows leave the caches and take longer.
+# Rows of x at a time on one CPU device: more would leave the caches and take longer.
 _TILE = 256
 
 
@@ -31,13 +31,13 @@ _TILE = 256
 class BlockLayout:
     """Which blocks of a [d, f] matrix are kept; the others are zero.
 
-    It lives on the host, is compared by value, and is a static argument of what is compiled.
+    It is on the host, compared by value, and a static argument of compiled functions.
 
     Attributes:
       shape: (d, f), both multiples of `block`.
       block: rows and columns of a block.
-      rows: for each kept block, which block from the top it is.
-      cols: and which from the left.
+      rows: the place of each kept block, counted in blocks from the top.
+      cols: and from the left.
 
     Raises:
       UsageError: sizes that `block` does not divide; blocks outside the matrix or kept twice.
@@ -60,7 +60,7 @@ class BlockLayout:
 
     def __post_init__(self):
         _require_blocks(self.shape, self.block)
-        for name in ("shape", "rows", "cols"):  # hashable, whatever was given
+        for name in ("shape", "rows", "cols"):  # make them hashable
             value = tuple(int(i) for i in getattr(self, name))
             object.__setattr__(self, name, value)
         if len(self.rows) != len(self.cols):
@@ -80,14 +80,14 @@ class BlockLayout:
 
     @classmethod
     def from_mask(cls, mask_df: Any, block: int) -> BlockLayout:
-        """The layout of a mask, its blocks from left to right and from top to bottom.
+        """The layout of a mask, with blocks from left to right and from top to bottom.
 
         Args:
-          mask_df: bool [d, f] on the host, in every block all true or all false.
+          mask_df: bool [d, f] on the host; each block is all true or all false.
           block: rows and columns of a block.
 
         Raises:
-          UsageError: a mask of another dtype or rank, or with a block that is kept in part.
+          UsageError: a mask of another dtype or rank, or with a block that is partly kept.
         """
         mask_df = np.asarray(mask_df)
         if mask_df.dtype != bool or mask_df.ndim != 2:
@@ -110,7 +110,7 @@ class BlockLayout:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """How many blocks the matrix has from top to bottom and from left to right."""
+        """Blocks of the matrix from top to bottom and from left to right."""
         return self.shape[0] // self.block, self.shape[1] // self.block
 
     @property
@@ -119,7 +119,7 @@ class BlockLayout:
         return len(self.rows) / math.prod(self.grid)
 
     def blocks_of(self, w_df: jax.Array) -> jax.Array:
-        """The kept blocks [n, i, j] of a dense matrix [d, f]; the rest of it is not looked at."""
+        """The kept blocks [n, i, j] of a dense matrix [d, f]; the rest is ignored."""
         if w_df.shape != self.shape:
             raise UsageError(f"matrix of shape {w_df.shape}; the layout is of {self.shape}")
         (r, c), s = self.grid, self.block
@@ -140,23 +140,23 @@ class BlockLayout:
 
 
 def block_sparse_matmul(x: jax.Array, blocks_nij: jax.Array, layout: BlockLayout) -> jax.Array:
-    """`y = x @ W` of a matrix W of which only the kept blocks are stored and multiplied.
+    """`y = x @ W` for a matrix W of which only the kept blocks are stored and multiplied.
 
-    For every kept block n at (row, col), `y[col] += x[row] @ blocks[n]`. The derivatives by `x` and
-    by the blocks are products of kept blocks too; they can be taken any number of times in both
+    For each kept block n at (row, col), `y[col] += x[row] @ blocks[n]`. The derivatives by `x` and
+    by the blocks are products of kept blocks too: they can be taken any number of times in both
     modes, and batched. On one CPU device a few blocks are gathered at a time, so that they stay in
-    the cache; elsewhere all at once, and that holds `n * block` numbers for every row of `x`.
+    the cache; elsewhere all at once, which takes `n * block` numbers for each row of `x`.
 
     Args:
       x: [..., d].
       blocks_nij: the values of the kept blocks, [n, block, block], in the order of the layout.
-      layout: where they are; static.
+      layout: their places; static.
 
     Returns:
-      [..., f] in the dtype that the two promote to, summed in float32 or wider.
+      [..., f] in the promoted dtype, summed in float32 or wider.
 
     Raises:
-      UsageError: arrays that are not of floats, or do not have the sizes of the layout.
+      UsageError: arrays that are not floats, or whose sizes are not those of the layout.
 
     >>> layout = BlockLayout((4, 2), block=2, rows=(1,), cols=(0,))
     >>> block_sparse_matmul(jnp.arange(4.0), jnp.asarray([[[1.0, 0.0], [10.0, 1.0]]]), layout)
@@ -196,7 +196,7 @@ def _require_values(blocks_nij: jax.Array, layout: BlockLayout) -> None:
 
 
 # Two bilinear maps that are closed under differentiation: the product, and the product of two
-# matrices at the kept blocks alone. `chunked`: a tile of rows and a chunk of blocks at a time.
+# matrices at the kept blocks. `chunked`: one tile of rows and one chunk of blocks at a time.
 
 
 def _product(
@@ -250,7 +250,7 @@ def _tile_product(
         return y_fob.at[target].add(part_nob, mode="drop"), None
 
     y_fob = jnp.zeros((grid_out, s, b), wide)
-    # What fills up the last chunk goes past the end, which drops it.
+    # The padding of the last chunk points past the end and is dropped.
     chunks = _pieces((blocks_noi, source, target), (0, 0, grid_out), _size(chunked, s, b))
     if len(chunks[0]) == 1:
         y_fob, _ = add(y_fob, tuple(a[0] for a in chunks))
@@ -279,7 +279,7 @@ def _tile_product_at_blocks(
 
 
 def _blocks_of_columns(x_bd: jax.Array, s: int) -> jax.Array:
-    """[b, d] as [d / s, s, b]: sums over b run along memory, narrow blocks make wide products."""
+    """[b, d] as [d / s, s, b], so that sums over b are contiguous in memory and products wide."""
     b, d = x_bd.shape
     return x_bd.T.reshape(d // s, s, b)
 
@@ -297,14 +297,14 @@ def _sum_dtype(x: jax.Array, y: jax.Array) -> Any:
 
 
 def _size(chunked: bool, s: int, b: int) -> int | None:
-    """Blocks in a chunk: two float32 operands [s, b] of each fill it; none: all."""
+    """Blocks in a chunk, which holds two float32 operands [s, b] of each; None: all of them."""
     return max(1, _CHUNK_BYTES // (8 * s * max(1, b))) if chunked else None
 
 
 def _pieces(arrays: Any, fill: tuple[int, ...], size: int | None) -> tuple[jax.Array, ...]:
-    """Each array [n, ...] as even pieces [m, n / m, ...] of at most `size`, filled up at the end.
+    """Each array [n, ...] in equal pieces [m, n / m, ...] of at most `size`, padded at the end.
 
-    No size: one piece.
+    Without a size, one piece.
     """
     n = len(arrays[0])
     count = 1 if size is None else max(1, -(-n // size))
@@ -354,7 +354,7 @@ def _batched_product(args: Any, axes: Any, **how: Any) -> tuple[jax.Array, int]:
     (x, blocks), (x_axis, blocks_axis) = args, axes
     if blocks_axis is not None:
         return jax.vmap(lambda x, y: _product(x, y, **how), in_axes=tuple(axes))(x, blocks), 0
-    x_vbd = jnp.moveaxis(x, x_axis, 0)  # all of its rows meet the same blocks
+    x_vbd = jnp.moveaxis(x, x_axis, 0)  # all rows meet the same blocks
     y = _product_p.bind(x_vbd.reshape(-1, x_vbd.shape[-1]), blocks, **how)
     return y.reshape(*x_vbd.shape[:2], y.shape[-1]), 0
 

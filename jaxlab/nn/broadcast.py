@@ -1,12 +1,12 @@
-"""Broadcasting that says so: tests run with JAX's implicit rank promotion switched off."""
+"""Explicit broadcasting between ranks: in tests, JAX refuses to do it implicitly."""
 
 from __future__ import annotations
 
-import jax
+from typing import Any
 
 
-def lift(x: jax.Array, ndim: int) -> jax.Array:
-    """`x` with leading axes of size 1, up to rank `ndim`.
+def lift(x: Any, ndim: int) -> Any:
+    """An array, of JAX or NumPy, with leading axes of size 1 up to rank `ndim`.
 
     >>> import jax.numpy as jnp
     >>> lift(jnp.ones((3, 1)), 4).shape

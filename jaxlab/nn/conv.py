@@ -1,8 +1,8 @@
-"""The convolution of the house, with derivatives that XLA runs fast on CPU, and max pooling.
+"""Convolution with derivatives that run fast on CPU, and max pooling.
 
 A convolution, its derivative by the images and its derivative by the kernel are three bilinear maps
-between images x, kernel k and outputs y: each is what the other two need as transposes, so that
-derivatives of every order and mode stay among the three.
+between images x, kernel k and outputs y. The transposes of each are the other two, so derivatives
+of every order and mode stay among the three.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from jax import lax
 
 from jaxlab.core import UsageError, constrain
 from jaxlab.nn.bilinear import bilinear, on_one_cpu_device
+from jaxlab.nn.broadcast import lift
 from jaxlab.nn.products import matmul
 
 Padding = str | int | Sequence[tuple[int, int]]
 """'SAME', 'VALID', pixels on every side, or `((above, below), (left, right))`."""
 
 HE_NORMAL = jax.nn.initializers.he_normal()
-"""How kernels start: normal of variance `2 / fan_in`, cut off at two deviations."""
+"""The default start of kernels: normal of variance `2 / fan_in`, truncated at two deviations."""
 
-# Bytes of the factors of one product of a kernel's gradient. They must fit a core's cache; of 2**18
-# to 2**20, this trains the networks of `benchmarks/image_training.py` fastest.
+# Bytes of the factors of one product in a kernel's gradient. They must fit a core's cache; among
+# 2**18 to 2**20, this trains the networks of `benchmarks/image_training.py` fastest.
 CHUNK = 2**18
-STRIP = 4  # output pixels that few channels are computed in at once
+STRIP = 4  # output pixels computed at once where there are few channels
 
-_barrier = lax.optimization_barrier  # or the compiler makes of a fast form the slow one it came of
+_barrier = lax.optimization_barrier  # without it the compiler turns a fast form into a slow one
 
 
 def conv(
@@ -46,25 +47,25 @@ def conv(
 ) -> jax.Array:
     """Cross-correlation of images with a kernel, as `lax.conv_general_dilated`.
 
-    In float32 on one CPU device, where XLA has no good derivative of it (and inside a loop one that
-    is 20 to 80 times slower), it is a bilinear primitive of our own: differentiated any number of
-    times in both modes, batched over images and over kernels, and safe inside `lax.scan` and its
-    kin. `benchmarks/image_training.py` measures it. Elsewhere, and in groups, it is the plain one.
+    In float32 on one CPU device, XLA's derivative of it is slow (inside a loop, 20 to 80 times
+    slower). There it is a bilinear primitive of our own, which can be differentiated any number of
+    times in both modes, batched over images and over kernels, and used inside `lax.scan` and other
+    loops. `benchmarks/image_training.py` measures it. Elsewhere, and in groups, it is XLA's.
 
     Args:
       x_bhwc: images [b, h, w, i].
       kernel_hwio: [h, w, i / groups, o], of the same dtype.
       stride: pixels from one output to the next; one number, or one for each of the two axes.
-      padding: 'SAME' (h / stride outputs, rounded up), 'VALID' (none), pixels on every side, or
+      padding: 'SAME' (h / stride outputs, rounded up), 'VALID' (none), pixels on each side, or
         `((above, below), (left, right))`.
-      groups: blocks of channels that do not see each other.
+      groups: blocks of channels that are convolved separately.
 
     Returns:
       [b, h, w, o].
 
     Raises:
-      UsageError: another rank; channels that do not fit; a stride below 1; an unknown or negative
-        padding.
+      UsageError: a wrong rank; channels that do not match; a stride below 1; an unknown or
+        negative padding.
 
     >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
     [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
@@ -86,7 +87,7 @@ class Conv(nnx.Module):
       stride: as for `conv`.
       padding: as for `conv`.
       groups: as for `conv`.
-      use_bias: whether there is one; it starts at zero.
+      use_bias: adds a bias that starts at zero.
       kernel_init: `(key, shape [h, w, i / groups, o], dtype) -> kernel`; by default normal of
         variance `2 / fan_in` (truncated at two deviations; arXiv 1502.01852).
       axes: logical names of the kernel's axes (see `core.RULES`); the bias has the last.
@@ -121,8 +122,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """[b, h, w, i] to [b, h, w, o]."""
-        # On a mesh channels are whole on both sides: XLA's partitioner (of jax 0.10.2) gives wrong
-        # derivatives by images whose rows and channels are both split.
+        # On a mesh, channels are not sharded: XLA's partitioner (of jax 0.10.2) gives wrong
+        # derivatives by images that are sharded over both rows and channels.
         x_bhwc = constrain(x_bhwc.astype(self.dtype), "batch", None, None, None)
         y_bhwc = conv(
             x_bhwc,
@@ -132,7 +133,9 @@ class Conv(nnx.Module):
             groups=self.groups,
         )
         y_bhwc = constrain(y_bhwc, "batch", None, None, None)
-        return y_bhwc if self.bias is None else y_bhwc + self.bias[...].astype(self.dtype)
+        if self.bias is None:
+            return y_bhwc
+        return y_bhwc + lift(self.bias[...].astype(self.dtype), y_bhwc.ndim)
 
 
 def max_pool(
@@ -144,22 +147,22 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of every window.
 
-    Of values that are largest together the first, row by row, has all of the derivative. Windows
-    that tile the image are compared pixel by pixel, as XLA differentiates `reduce_window` slowly on
-    CPU; others are that.
+    If several values are the largest, the first of them, row by row, gets all of the derivative.
+    Windows that tile the image are compared pixel by pixel, because XLA's derivative of
+    `reduce_window` is slow on CPU; other windows use it.
 
     Args:
       x_bhwc: [b, h, w, c].
       window: pixels; one number, or height and width.
       stride: pixels from one window to the next, by default the window's.
-      padding: pixels on every side that are never the largest; less than the window.
+      padding: pixels on each side that are never the largest; less than the window.
 
     Returns:
-      [b, h', w', c], where h' counts the windows that fit.
+      [b, h', w', c], where h' is the number of windows that fit.
 
     Raises:
-      UsageError: a window or stride below 1, a window larger than the image, or a padding in which
-        a window could lie.
+      UsageError: a window or stride below 1, a window larger than the image, or a padding that
+        could hold a whole window.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
@@ -189,15 +192,15 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     (x,), (dx,) = primals, tangents
     largest, place = _first_largest(x)
     places = jnp.arange(x.shape[2] * x.shape[4]).reshape(x.shape[2], 1, x.shape[4], 1)
-    is_taken = place[:, :, None, :, None] == places
+    is_taken = place[:, :, None, :, None] == lift(places, x.ndim)
     return largest, jnp.where(is_taken, dx, 0).sum(axis=(2, 4))
 
 
 def _first_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest of each tile and its number, row by row.
 
-    Not by `max`, whose derivative asks which values equal the result, and is NaN where none does:
-    XLA may compute a value twice, with and without a fused multiply-add.
+    Not by `max`: its derivative asks which values equal the result and is NaN if none does, and XLA
+    may compute a value twice, with and without a fused multiply-add.
     """
     pixels = [x[:, :, r, :, s] for r, s in itertools.product(range(x.shape[2]), range(x.shape[4]))]
     largest, place = pixels[0], jnp.zeros(pixels[0].shape, jnp.int32)
@@ -209,11 +212,11 @@ def _first_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """What is fixed of a convolution: pairs (height, width).
+    """The static part of a convolution, as pairs (height, width).
 
     Attributes:
       strides: pixels from one output to the next.
-      padding: pixels before and behind.
+      padding: pixels before and after.
       size: of the images.
       window: of the kernel.
     """
@@ -273,14 +276,14 @@ class _Form:
 
     @property
     def is_disjoint(self) -> bool:
-        """Whether no pixel is seen twice, and none by a part of the kernel only."""
+        """Whether no pixel is seen twice, and none by only a part of the kernel."""
         tiles = self.window == self.strides and not any(
             n % s for n, s in zip(self.size, self.strides, strict=True)
         )
         return self.padding == ((0, 0), (0, 0)) and (tiles or self.window == (1, 1))
 
     def in_strips(self, in_dim: int) -> bool:
-        """Whether several outputs of a row are computed as one: for images of few channels."""
+        """Whether several outputs of a row are computed at once, for images of few channels."""
         return (
             in_dim <= STRIP
             and self.strides == (1, 1)
@@ -309,7 +312,7 @@ def _plain(
     )
 
 
-# How the three maps are computed on CPU.
+# The three maps as they are computed on CPU.
 
 
 def _output_on_cpu(x: jax.Array, k: jax.Array, *, form: _Form) -> jax.Array:
@@ -324,7 +327,7 @@ def _output_on_cpu(x: jax.Array, k: jax.Array, *, form: _Form) -> jax.Array:
 
 
 def _input_on_cpu(y: jax.Array, k: jax.Array, *, form: _Form) -> jax.Array:
-    """The convolution of y, zeros between its pixels, with the kernel turned by half a circle."""
+    """The convolution of y, zeros between its pixels, with the kernel rotated by 180 degrees."""
     if form.is_disjoint:
         o = k.shape[3]
         return _untiled(matmul(y.reshape(-1, o), k.reshape(-1, o), transpose_y=True), y, form)
@@ -350,7 +353,7 @@ def _kernel_on_cpu(x: jax.Array, y: jax.Array, *, form: _Form) -> jax.Array:
 
 
 def _kernel_by_shifts(x: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
-    """As many shifts of x to the side as the kernel is wide, by those of y as it is high."""
+    """Products of shifts of x along rows, one for each column of the kernel, with shifts of y."""
     (h, w), (top, sides) = form.window, form.padding
     i, o = x.shape[3], y.shape[3]
 
@@ -373,7 +376,7 @@ def _kernel_by_strips(x: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
 def _sum_over_images(
     factors: Callable[..., tuple[jax.Array, jax.Array]], x: jax.Array, y: jax.Array
 ) -> jax.Array:
-    """The sum of `p^T q` of the factors `p, q` of all images, as many at once as fit the cache."""
+    """The sum over images of `p^T q` for the factors `p, q`, as many at once as fit the cache."""
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return lax.dot_general(*factors(x, y), (((0,), (0,)), ((), ())))
@@ -385,7 +388,7 @@ def _sum_over_images(
     if b <= at_once:
         return product(x, y)
 
-    # Sliced from the whole: in another shape, what makes x and y would be computed once more.
+    # Slices of the whole: reshaping it would make XLA compute x and y again.
     def add(n: jax.Array, total: jax.Array) -> jax.Array:
         part = (lax.dynamic_slice_in_dim(z, n * at_once, at_once) for z in (x, y))
         return total + product(*part)
@@ -403,7 +406,7 @@ def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.A
 
 
 def _shifts(x: jax.Array, count: int, axis: int) -> jax.Array:
-    """`count` windows of x along an axis, each a pixel further, side by side as channels."""
+    """`count` windows of x along an axis, each one pixel further, concatenated as channels."""
     size = x.shape[axis] - count + 1
     return jnp.concatenate(
         [lax.slice_in_dim(x, n, n + size, axis=axis) for n in range(count)], axis=-1
@@ -422,11 +425,11 @@ def _patches(x: jax.Array, form: _Form) -> jax.Array:
 
 
 def _strips(x: jax.Array, form: _Form) -> jax.Array:
-    """[strips of all images, h (STRIP - 1 + w) i]: what outputs that stand in a row see."""
+    """[strips of all images, h (STRIP - 1 + w) i]: what neighbouring outputs of a row see."""
     b, _, _, i = x.shape
     (h, w), (rows, columns) = form.window, form.outputs
     count, wide = columns // STRIP, STRIP - 1 + w
-    blocks = -(-wide // STRIP)  # of STRIP columns, that a strip sees
+    blocks = -(-wide // STRIP)  # of STRIP columns each, seen by one strip
     x = _pad(x, *form.padding)
     x = _pad(x, (0, 0), (0, (count + blocks - 1) * STRIP - x.shape[2]))
     x = _shifts(x.reshape(b, x.shape[1], -1, STRIP * i), blocks, axis=2)[..., : wide * i]
@@ -434,12 +437,12 @@ def _strips(x: jax.Array, form: _Form) -> jax.Array:
 
 
 def _placed(k: jax.Array, places: int) -> jax.Array:
-    """[h, places - 1 + w, i, places, o]: the kernel at places in a row, zeros around it."""
+    """[h, places - 1 + w, i, places, o]: the kernel at each place of a row, zeros around it."""
     return jnp.stack([_pad(k, (n, places - 1 - n), (0, 0)) for n in range(places)], axis=3)
 
 
 def _tiles(x: jax.Array, form: _Form) -> jax.Array:
-    """[outputs of all images, h w i] where no pixel is seen twice."""
+    """[outputs of all images, h w i], for convolutions that see no pixel twice."""
     if form.window == (1, 1):
         x = x[:, :: form.strides[0], :: form.strides[1]]
         return x.reshape(-1, x.shape[3])
@@ -450,7 +453,7 @@ def _tiles(x: jax.Array, form: _Form) -> jax.Array:
 
 
 def _untiled(tiles: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
-    """The images of `_tiles`, zero where nothing is seen; y gives their number."""
+    """The images of `_tiles`, zero where nothing is seen; y gives the number of images."""
     b, (h, w), (rows, columns) = y.shape[0], form.window, form.outputs
     if form.window == (1, 1):
         return _spread(tiles.reshape(b, rows, columns, -1), form)
@@ -458,7 +461,7 @@ def _untiled(tiles: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
 
 
 def _spread_pads(form: _Form) -> tuple[tuple[int, int], ...]:
-    """What lies around outputs for each to meet the turned kernel where it saw the images."""
+    """The padding of outputs with which the rotated kernel meets each where it saw the images."""
     return tuple(
         (k - 1 - low, n + low - ((outputs - 1) * s + 1))
         for n, k, s, (low, _), outputs in zip(
@@ -475,22 +478,22 @@ def _spread(y: jax.Array, form: _Form) -> jax.Array:
     return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
 
 
-# The three maps as primitives. A transpose or a batch of one is another of them.
+# The three maps as primitives. A transpose or a batch of one is again one of them.
 
 
 def _batched(
     product: Callable[..., jax.Array], factors: Any, axes: Any, places: Any, form: _Form
 ) -> tuple[jax.Array, int]:
-    """A batch of one factor joins an axis that the product has too.
+    """A batch of one factor is merged with an axis that the product has too.
 
     Args:
       product: the map.
       factors: two arrays.
-      axes: where each has its batch, or None.
-      places: for each factor, that axis of it and of the product.
+      axes: the batch axis of each, or None.
+      places: for each factor, that axis in it and in the product.
       form: of the convolution.
     """
-    if None not in axes:  # one after the other: XLA is slow at convolutions in groups
+    if None not in axes:  # one after another: XLA is slow at convolutions in groups
         pairs = tuple(jnp.moveaxis(x, a, 0) for x, a in zip(factors, axes, strict=True))
         return lax.map(lambda pair: product(*pair, form=form), pairs), 0
     which = 0 if axes[1] is None else 1

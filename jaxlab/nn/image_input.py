@@ -1,4 +1,4 @@
-"""Where images enter a classifier: checked, and normalised inside the model."""
+"""The input of image classifiers: checks images and normalises them inside the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from jaxlab.core import UsageError
+from jaxlab.nn.broadcast import lift
 
 
 class ImageInput(nnx.Module):
-    """`(x - mean) / std` of images in [0, 1], a mean and a deviation a channel.
+    """`(x - mean) / std` of images in [0, 1], with a mean and a deviation for each channel.
 
-    Normalising belongs to the model, so that whoever changes its inputs (corruptions, attacks) does
-    it in units of images.
+    Normalisation is part of the model, so that corruptions and attacks work in units of images.
 
     Args:
       shape: (h, w, c).
@@ -25,8 +25,8 @@ class ImageInput(nnx.Module):
       dtype: of the output.
 
     Raises:
-      UsageError: another number of values than channels, or a deviation that is not above 0; when
-        called, images of another shape or dtype.
+      UsageError: a number of values other than that of channels, or a deviation that is not above
+        0; when called, images of another shape or dtype.
     """
 
     def __init__(
@@ -62,5 +62,8 @@ class ImageInput(nnx.Module):
                 f"images of shape {images_bhwc.shape}; the model takes [b, "
                 f"{', '.join(map(str, self.shape))}]"
             )
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        mean, std = (
+            lift(np.asarray(values, np.float32), images_bhwc.ndim)
+            for values in (self.mean, self.std)
+        )
         return ((images_bhwc - mean) / std).astype(self.dtype)

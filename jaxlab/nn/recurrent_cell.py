@@ -96,10 +96,11 @@ class BlockRecurrentCell(nnx.Module):
           [b, r, h, k] of the state before it, which the tokens of the block read.
         """
         cn_brd, backend = self._named(c_brd), self.backend
-        keys, values = backend.keys(self.key(cn_brd)), self.value(cn_brd)
-        state = KeySet((keys,), (values,), (backend.normalises,))
         own, own_scale = backend.queries(self.query(cn_brd), self.scale)
         of_tokens, token_scale = backend.queries(self.token_query(cn_brd), self.token_scale)
+        cn_brd = self._named(c_brd)
+        keys, values = backend.keys(self.key(cn_brd)), self.value(cn_brd)
+        state = KeySet((keys,), (values,), (backend.normalises,))
         heads_brhk = backend.read(
             SetReading(own, state, own_scale),
             SetReading(of_tokens, tokens, token_scale, bias_bs),

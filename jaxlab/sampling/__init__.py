@@ -1,4 +1,4 @@
-"""Sampling: autoregressive decoding with constant memory, of tokens and of text."""
+"""Sampling: autoregressive generation of tokens and of text, in constant memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Autoregressive generation from any model that decodes with a cache."""
+"""Autoregressive generation with any model that decodes with a cache."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from jaxlab.sampling.logits import Sampler
 Prompts = Sequence[Any] | np.ndarray | jax.Array
 """Token ids: an array [b, t], or a list of one-dimensional ones."""
 
-SHORTEST = 16  # prompts are padded to this times a power of two, so that near lengths compile once
+SHORTEST = 16  # prompts are padded to it times a power of two, so that near lengths compile once
 
 
 class Decoder(Protocol):
-    """What generation asks of a model, an `nnx.Module`; `models.TransformerLM` has it."""
+    """The methods that generation needs of an `nnx.Module`, such as `models.TransformerLM`."""
 
     @property
     def vocab_size(self) -> int:
-        """Logits of a token."""
+        """The number of logits."""
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Any:
-        """A new cache, with room for `max_length` tokens if its size depends on them."""
+        """A new cache, with room for `max_length` tokens if its size depends on that."""
 
     def prefill(
         self, tokens_bt: jax.Array, lengths_b: jax.Array, cache: Any
     ) -> tuple[jax.Array, Any]:
-        """Logits [b, v] after prompts that are padded on the right, and the cache."""
+        """Logits [b, v] after prompts, which are padded on the right, and the cache."""
 
     def step(self, tokens_b: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Logits [b, v] after one more token, and the cache."""
@@ -41,10 +41,10 @@ class Decoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What `generate` returns.
+    """The result of `generate`.
 
     Attributes:
-      tokens: int32 [b, num_tokens]; from the stop token on a row holds that alone.
+      tokens: int32 [b, num_tokens]; from its stop token on, a row repeats it.
       lengths: int32 [b], tokens before the stop token.
     """
 
@@ -64,19 +64,19 @@ def generate(
     stop_token: int | None = None,
     num_valid: int | None = None,
 ) -> Generated:
-    """Continues prompts; needs no more memory for more tokens if the model's cache does not.
+    """Continues prompts, in constant memory if the model's cache is of constant size.
 
     Args:
       model: a decoding model, or a `View` of one.
-      prompts: int [b, t], or b one-dimensional arrays of at least one token each, which usually
-        begin with the token of a document's boundary.
+      prompts: int [b, t], or b one-dimensional arrays of at least one token each; usually they
+        begin with the token of a document boundary.
       num_tokens: how many tokens to add to each prompt.
-      key: randomness; token i of the continuation depends on (key, i) alone.
+      key: randomness; token i of the continuation is drawn with (key, i).
       temperature: logits are divided by it; 0 is greedy.
-      top_k: draw from that many of the likeliest alone.
-      top_p: draw from the fewest of the likeliest that hold this share (see `filter_logits`).
+      top_k: draw from this many of the likeliest tokens.
+      top_p: draw from the fewest likeliest tokens with this probability (see `filter_logits`).
       stop_token: a row ends when it draws this token, which is not counted.
-      num_valid: ids from this one on are never drawn.
+      num_valid: only ids below it are drawn.
 
     Returns:
       Tokens and lengths, on the host.
@@ -115,7 +115,7 @@ def generate_stream(
     num_valid: int | None = None,
     chunk: int = 32,
 ) -> Iterator[np.ndarray]:
-    """Like `generate`, but yields int32 [b, n] as they come, n at most `chunk`.
+    """Like `generate`, but yields tokens as they are drawn: int32 [b, n], n at most `chunk`.
 
     Together they are the tokens of `generate`, up to where all rows have stopped.
     """
@@ -160,7 +160,7 @@ def _chunks(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows being generated: their cache, logits of the next token, whether they have stopped."""
+    """Rows being generated: cache, logits of the next token, whether each has stopped."""
 
     cache: Any
     logits_bv: jax.Array
@@ -190,7 +190,7 @@ def _continue(
     count: jax.Array,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array, _Rows]:
-    """Up to `count` tokens in an array of `chunk`, how many they are, and the rows after them."""
+    """Up to `count` tokens in an array of `chunk`, their number, and the rows after them."""
 
     def going(state: tuple[jax.Array, jax.Array, _Rows]) -> jax.Array:
         made, _, rows = state
@@ -212,7 +212,7 @@ def _continue(
 
 
 def _check_kept(model: Decoder, before: Any, after: Any) -> None:
-    """Logits and cache of all steps are alike: rows, sizes, types; known when a step is traced."""
+    """Refuses, when a step is traced, one that changes shapes or dtypes of logits or cache."""
 
     def kinds(tree: Any) -> dict[str, str]:
         return {
@@ -235,7 +235,7 @@ def pad_prompts(prompts: Prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarr
     """Prompts as int32 [b, t], padded on the right to 16 times a power of two, and lengths [b].
 
     Raises:
-      UsageError: no prompt, an empty one, one that is not a list of ids, or an id out of range.
+      UsageError: no prompts, an empty one, one that is not a list of ids, or an id out of range.
 
     >>> tokens, lengths = pad_prompts([[5, 6, 7], [8]], vocab_size=10)
     >>> tokens.shape, tokens[:, :4].tolist(), lengths.tolist()

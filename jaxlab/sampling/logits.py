@@ -18,15 +18,15 @@ def filter_logits(
     top_k: int | None = None,
     top_p: float | jax.Array | None = None,
 ) -> jax.Array:
-    """Logits whose softmax is the distribution to draw from; `-inf` for what is cut away.
+    """Logits whose softmax is the distribution to draw from; `-inf` for tokens that are cut.
 
-    Temperature comes first, then `top_k`, then `top_p` of what is left. Tokens whose logit equals
-    that of the last one kept are kept too.
+    Temperature is applied first, then `top_k`, then `top_p` to what is left. Tokens that tie with
+    the last one kept are kept too.
 
     Args:
       logits_bv: float [..., v].
       temperature: above 0; logits are divided by it.
-      top_k: keep that many largest; None, or more than there are: all.
+      top_k: keep this many largest; None, or more than there are: all.
       top_p: keep the fewest largest whose probabilities sum to at least this (nucleus sampling,
         arXiv 1904.09751), in (0, 1].
 
@@ -56,12 +56,12 @@ def filter_logits(
 )
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How the next token is drawn. Numbers under jit: only `top_k` and `num_valid` compile anew.
+    """How the next token is drawn. Under jit, only `top_k` and `num_valid` are static.
 
     Attributes:
       temperature: 0 takes the likeliest token; 1 draws from the model's own distribution.
       top_k, top_p: see `filter_logits`.
-      num_valid: ids from this one on are never drawn (rows of a table without a meaning).
+      num_valid: only ids below it are drawn; the others have no meaning. None: all.
     """
 
     temperature: float | jax.Array = 1.0
@@ -70,10 +70,10 @@ class Sampler:
     num_valid: int | None = None
 
     def draw(self, logits_bv: jax.Array, key: jax.Array) -> jax.Array:
-        """Tokens, int32 [b], for logits [b, v]."""
+        """Draws tokens, int32 [b], from logits [b, v]."""
         if self.num_valid is not None:
-            invalid_v = jnp.arange(logits_bv.shape[-1]) >= self.num_valid
-            logits_bv = jnp.where(invalid_v, -jnp.inf, logits_bv)
+            invalid_1v = jnp.arange(logits_bv.shape[-1])[None] >= self.num_valid
+            logits_bv = jnp.where(invalid_1v, -jnp.inf, logits_bv)
         greedy = jnp.equal(self.temperature, 0)
         temperature = jnp.where(greedy, 1.0, self.temperature)
         filtered_bv = filter_logits(logits_bv, temperature, self.top_k, self.top_p)
@@ -84,7 +84,7 @@ class Sampler:
         """Checks the numbers.
 
         Raises:
-          UsageError: one that is out of range.
+          UsageError: a number out of range.
         """
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature={self.temperature} must be 0 (greedy) or positive")

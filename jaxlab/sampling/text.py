@@ -1,4 +1,4 @@
-"""Text out of a model and its tokenizer: prompts are strings, and strings end what is written."""
+"""Generation of text with a model and its tokenizer, from strings and up to stop strings."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def generate_text(
     top_p: float | None = None,
     stop: str | Sequence[str] = (),
 ) -> list[str]:
-    """Writes on from prompts, each of which begins a document.
+    """Continues prompts, each of which begins a document.
 
-    A row ends with its document, before the first of the stop strings, or after `num_tokens`.
+    A row ends with its document, before the first stop string, or after `num_tokens`.
 
     Args:
       model: a decoding model, or a `View` of one.
-      tokenizer: that of the model.
+      tokenizer: the one that the model was trained with.
       prompts: b strings; an empty one begins a document.
-      num_tokens: how many tokens to add to each prompt at most.
+      num_tokens: the most tokens to add to each prompt.
       key, temperature, top_k, top_p: see `generate`.
       stop: strings, or one, before which the text ends; looked for in what is added alone, across
         the borders of tokens (see `data.IncrementalDecoder`).
 
     Returns:
-      What follows each prompt.
+      The continuation of each prompt.
 
     Raises:
-      UsageError: no prompts or a string in place of them, an empty stop string, a tokenizer with
-        more ids than the model, a number out of range.
+      UsageError: no prompts, or a string in their place; an empty stop string; a tokenizer with
+        more ids than the model; a number out of range.
     """
     rows = stream_text(
         model,
@@ -71,10 +71,10 @@ def stream_text(
     stop: str | Sequence[str] = (),
     chunk: int = 32,
 ) -> Iterator[list[str]]:
-    """Like `generate_text`, but yields what has become certain, one piece a row, as tokens come.
+    """Like `generate_text`, but yields text as tokens are drawn, one piece for each row.
 
-    Pieces may be empty; joined, they are the text. What may still become a stop string is held
-    back. When all rows have ended no more than the `chunk` tokens being drawn are drawn.
+    Pieces can be empty; joined, they are the text. Text that may still become a stop string is held
+    back. Once all rows have ended, only the current `chunk` of tokens is finished.
     """
     if isinstance(prompts, str):
         raise UsageError(f"prompts={prompts[:20]!r} is a string; put a single prompt into a list")

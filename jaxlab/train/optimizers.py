@@ -115,8 +115,17 @@ def _after_warmup(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.constant_schedule(peak)
 
 
-def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def build(
+    config: OptimizerConfig, steps: int, padding: Mapping[str, int] | None = None
+) -> optax.GradientTransformation:
     """The optax optimizer over `{path: array}`.
+
+    Args:
+      config: see `OptimizerConfig`.
+      steps: the length of the run.
+      padding: rows of parameters that do not count, see `View.padding`. Adafactor, whose steps
+        depend on the mean squares of whole parameters, leaves them out; to others their zeros do
+        nothing.
 
     Raises:
       UsageError: as `schedule`; when it is initialised, a pattern that fits no parameter.
@@ -133,16 +142,51 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         parts.append(optax.add_decayed_weights(decay, mask) if decay else optax.identity())
         parts.append(optax.scale_by_learning_rate(rate))
     elif config.name == "adafactor":
-        parts.append(
-            optax.adafactor(
-                rate,
-                decay_rate=0.8,
-                momentum=config.momentum,
-                weight_decay_rate=(lambda done: decay * rate(done)) if decay else None,
-                weight_decay_mask=mask,
-            )
-        )
+        # Its last two steps are ours, so that the momentum is laid out like the parameters.
+        parts.append(without_padding(optax.adafactor(rate, decay_rate=0.8), padding or {}))
+        if config.momentum is not None:
+            parts.append(optax.ema(config.momentum, debias=False, accumulator_dtype=jnp.float32))
+        if decay:
+            parts.append(optax.add_decayed_weights(lambda done: -decay * rate(done), mask))
     else:
         parts.append(optax.add_decayed_weights(decay, mask) if decay else optax.identity())
         parts.append(optax.sgd(rate, config.momentum))
     return optax.chain(*parts)
+
+
+def without_padding(
+    optimizer: optax.GradientTransformation, padding: Mapping[str, int]
+) -> optax.GradientTransformation:
+    """The optimizer on parameters without their padding, whose updates are zero.
+
+    Args:
+      optimizer: over `{path: array}`.
+      padding: `{path: n}`, the n last rows of a parameter are padding; see `View.padding`.
+
+    >>> update = without_padding(optax.clip_by_block_rms(1.0), {'table': 2}).update
+    >>> steps, _ = update({'table': jnp.array([3.0, 4.0, 0.0, 0.0])}, optax.EmptyState())
+    >>> [round(float(step), 2) for step in steps['table']]
+    [0.85, 1.13, 0.0, 0.0]
+    """
+    if not padding:
+        return optimizer
+
+    def cut(arrays: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if arrays is None:
+            return None
+        return {p: x[: len(x) - padding[p]] if p in padding else x for p, x in arrays.items()}
+
+    def init(params: Mapping[str, Any]) -> Any:
+        return optimizer.init(cut(params))
+
+    def update(
+        updates: Mapping[str, Any], state: Any, params: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Any]:
+        updates, state = optimizer.update(cut(updates), state, cut(params))
+        padded = {
+            path: jnp.pad(updates[path], ((0, n), *((0, 0),) * (updates[path].ndim - 1)))
+            for path, n in padding.items()
+        }
+        return {**updates, **padded}, state
+
+    return optax.GradientTransformation(init, update)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxlab.core import (
@@ -175,12 +176,14 @@ def make_setup(
                 f"{name!r} of a batch has shape {shape.shape}, expected batch_size="
                 f"{config.batch_size} rows"
             )
-    optimizer = optimizers.build(config.optimizer, config.steps)
+    view = View.abstract(lambda: build(nnx.Rngs(config.seed)))
+    optimizer = optimizers.build(config.optimizer, config.steps, view.padding)
     for intervention in interventions:
         optimizer = intervention.wrap(optimizer, config)
     plan = plan_state(
         build,
         optimizer,
+        view=view,
         key=config.seed,
         mesh=mesh,
         rules=rules,

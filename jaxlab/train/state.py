@@ -147,6 +147,7 @@ def plan_state(
     rules: Rules = RULES,
     strict: bool = False,
     carry: Callable[[], Any] | None = None,
+    view: View | None = None,
 ) -> StatePlan:
     """Plans the state of a run from shapes alone.
 
@@ -159,6 +160,7 @@ def plan_state(
       rules: logical axis to mesh axes.
       strict: refuse a parameter axis that does not divide, instead of replicating it.
       carry: makes the recurrent state, a pytree of arrays [b, ...]; None for models without one.
+      view: `View.abstract` of the model, if there is one already.
 
     Raises:
       UsageError: under `strict`, an axis that does not divide; a carry whose rows do not divide
@@ -180,7 +182,7 @@ def plan_state(
             metrics={name: (jnp.zeros(()), jnp.zeros(())) for name in metrics},
         )
 
-    view = View.abstract(lambda: build(nnx.Rngs(named(key, "init"))))
+    view = view or View.abstract(lambda: build(nnx.Rngs(named(key, "init"))))
     placed, notes = param_shardings(view.params, view.axes, mesh, rules, strict=strict)
     replicated = NamedSharding(mesh, PartitionSpec())
     scalars = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), named(key, "train")))

@@ -23,6 +23,7 @@ from jaxlab.objectives import next_token
 ROWS, T = 32, 16
 CONFIG = TransformerLMConfig(
     vocab_size=64,
+    vocab_multiple=1,
     width=64,
     depth=3,
     num_heads=4,

@@ -24,7 +24,14 @@ from jaxlab.planning.step_cost import StepCost, bounds, cost_lines, step_cost
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = models.TransformerLMConfig(
-    vocab_size=96, width=64, depth=2, num_heads=4, mlp_dim=256, window=16, dtype="float32"
+    vocab_size=96,
+    vocab_multiple=1,
+    width=64,
+    depth=2,
+    num_heads=4,
+    mlp_dim=256,
+    window=16,
+    dtype="float32",
 )
 ROWS, LENGTH = 8, 32
 

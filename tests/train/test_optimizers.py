@@ -128,3 +128,32 @@ def test_a_warm_up_longer_than_the_run_is_refused():
     config = train.OptimizerConfig(schedule="cosine", warmup_steps=50)
     with pytest.raises(UsageError, match="warmup_steps=50 leaves nothing of steps=40"):
         train.schedule(config, STEPS)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_padding_changes_no_step_and_stays_zero(name):
+    config = train.OptimizerConfig(name, weight_decay=0.1, decay_params=("table",))
+    rng = np.random.default_rng(0)
+    params = {"table": rng.normal(size=(260, 128)), "scale": rng.normal(size=(3,))}
+    params = {path: jnp.asarray(p, jnp.float32) for path, p in params.items()}
+
+    def padded(arrays):
+        return {**arrays, "table": jnp.pad(arrays["table"], ((0, 124), (0, 0)))}
+
+    plain = train.build_optimizer(config, STEPS)
+    ours = train.build_optimizer(config, STEPS, {"table": 124})
+
+    def trained(optimizer, params, pad):
+        state = optimizer.init(params)
+        for seed in range(3):
+            noise = np.random.default_rng(seed).normal(size=(260, 128))
+            grads = pad({"table": jnp.asarray(noise, jnp.float32), "scale": jnp.ones(3)})
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    want = trained(plain, params, lambda arrays: arrays)
+    got = trained(ours, padded(params), padded)
+    assert not got["table"][260:].any()
+    np.testing.assert_array_equal(got["table"][:260], want["table"])
+    np.testing.assert_array_equal(got["scale"], want["scale"])
