@@ -134,7 +134,7 @@ def layer_statistics(
             "norm": rms(c_next_brd),
             "change": rms(c_next_brd - c_brd) / rms(c_brd),
             "entropy_self": entropy(to_self) / jnp.log(to_self.shape[-1]),
-            "entropy_tokens": entropy(to_tokens) / jnp.log(seen_b)[:, None],
+            "entropy_tokens": entropy(to_tokens) / jnp.log(seen_b)[None, :, None],
         }
 
     _, arrays = layer.scan_states(heads, segment, carry, cell=watched)
@@ -178,15 +178,16 @@ def window_entropy(
 
         doc_bt = cut(doc_bs, 1, first + w, size)
         same_bts = doc_bt[:, :, None] == cut(doc_bs, 1, first, w + size)[:, None]
-        seen_bts = inside_ts & same_bts
+        seen_bts = inside_ts[None] & same_bts
         q, k = cut(q_hbtk, 2, first, size), cut(k_hbsk, 2, first, w + size)
         logits = jnp.einsum("hbtk,hbsk->hbts", q, k, preferred_element_type=jnp.float32)
         logits += bias_hst.swapaxes(1, 2)[:, None]
-        entropy_hbt = entropy(jax.nn.softmax(jnp.where(seen_bts, logits, MASKED), axis=-1))
+        entropy_hbt = entropy(jax.nn.softmax(jnp.where(seen_bts[None], logits, MASKED), axis=-1))
         count_bt = seen_bts.sum(axis=-1)
         several_bt = count_bt > 1
         uniform_bt = jnp.log(jnp.maximum(count_bt, 2))
-        return jnp.where(several_bt, entropy_hbt / uniform_bt, 0).sum(), h * several_bt.sum()
+        shares_hbt = jnp.where(several_bt[None], entropy_hbt / uniform_bt[None], 0)
+        return shares_hbt.sum(), h * several_bt.sum()
 
     return jax.lax.map(tile, jnp.arange(0, j * w, size))
 
@@ -194,7 +195,7 @@ def window_entropy(
 def weights(q: jax.Array, k: jax.Array, bias_bs: jax.Array | None = None) -> jax.Array:
     """Softmax weights [..., queries, keys] of scaled queries, in float32."""
     logits = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits if bias_bs is None else logits + bias_bs[:, None], axis=-1)
+    return jax.nn.softmax(logits if bias_bs is None else logits + bias_bs[None, :, None], axis=-1)
 
 
 def entropy(weights: jax.Array) -> jax.Array:
