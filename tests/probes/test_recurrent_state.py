@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlab.core import UsageError, View
 from jaxlab.models import TransformerLM, TransformerLMConfig
 from jaxlab.nn import Rotary
-from jaxlab.nn import attention as attention_module
+from jaxlab.nn import reading as reading_module
 from jaxlab.probes import state_statistics
 
 SIZES = {
@@ -120,7 +120,7 @@ def test_entropy_of_the_window_is_that_of_its_weights_by_token(kwargs):
     model = view.model()
     start = jnp.zeros(TOKENS.shape, bool).at[0, 6].set(True).at[1, 8].set(True)
     # In two calls, so that the window before comes with the carry; tiles of a part of the window.
-    with mock.patch.object(attention_module, "tile_size", lambda w: 2):
+    with mock.patch.object(reading_module, "tile_size", lambda w: 2):
         _, carry = model(TOKENS[:, :8], None, start[:, :8])
         found = state_statistics(view, TOKENS, model.init_carry(2), start)
         late = state_statistics(view, TOKENS[:, 8:], carry, start[:, 8:])
