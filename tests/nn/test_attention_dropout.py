@@ -21,7 +21,7 @@ from jaxlab.nn import (
     Segment,
     StateReadingAttention,
     T5Bias,
-    attention,
+    reading,
 )
 
 D, H, K, W, RATE = 8, 4, 6, 4, 0.4
@@ -179,7 +179,7 @@ def test_what_is_dropped_does_not_depend_on_the_tiles(platform, monkeypatch):
     layer = make(**CASES["window before the token"])
     args, found = inputs(layer), []
     for size in (4, 2, 1):
-        monkeypatch.setattr(attention, "tile_size", lambda w, size=size: size)
+        monkeypatch.setattr(reading, "tile_size", lambda w, size=size: size)
         with use_devices(jax.devices()[:1], platform):
             found.append(jax.jit(lambda *x: read(layer, *x))(*args, ONE))
     for other in found[1:]:
