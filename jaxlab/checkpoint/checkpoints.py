@@ -11,7 +11,7 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 
@@ -45,25 +45,27 @@ FOLDER = "checkpoints"
 
 
 class Saveable(Protocol):
-    """What can be saved, such as a `jaxlab.train.TrainState`.
+    """What can be saved, such as a `jaxlab.train.TrainState`."""
 
-    Attributes:
-      step: an integer scalar, the step of the checkpoint.
-    """
-
-    step: Any
+    @property
+    def step(self) -> Any:
+        """An integer scalar, the step of the checkpoint."""
+        ...
 
     def items(self) -> dict[str, Any]:
         """The arrays by item (`ARRAY_ITEMS`), as trees."""
         ...
 
     @classmethod
-    def from_items(cls, items: Mapping[str, Any]) -> Saveable:
+    def from_items(cls, items: Mapping[str, Any]) -> Self:
         """The inverse of `items`."""
         ...
 
 
-class Restored(NamedTuple):
+S = TypeVar("S", bound=Saveable)
+
+
+class Restored(NamedTuple, Generic[S]):
     """The content of a checkpoint.
 
     Attributes:
@@ -73,7 +75,7 @@ class Restored(NamedTuple):
       meta: what the caller saved with it.
     """
 
-    state: Saveable
+    state: S
     data_state: Any
     meta: dict[str, Any]
 
@@ -190,7 +192,7 @@ class Checkpoints:
                 metrics=None if rank is None else {"rank": rank},
             )
 
-    def restore(self, target: Saveable) -> Restored | None:
+    def restore(self, target: S) -> Restored[S] | None:
         """Restores the newest readable checkpoint.
 
         Newer, unreadable ones are renamed to `unreadable-<step>`, with a warning for each.
@@ -234,7 +236,9 @@ class Checkpoints:
 
         def read(step: int) -> tuple[Params, dict[str, Any], dict[str, Any]]:
             meta = self._json(step, "meta")
-            targets = {"params": params_targets(meta["leaves"]) if params is None else params}
+            targets: dict[str, Mapping[str, Any]] = {
+                "params": params_targets(meta["leaves"]) if params is None else params
+            }
             if model_state:
                 targets["model_state"] = model_state
             require_same_leaves(part(meta["leaves"], *targets), targets, step)
@@ -366,7 +370,7 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, target: Saveable) -> Restored:
+    def _restore(self, step: int, target: S) -> Restored[S]:
         meta = self._json(step, "meta")
         items, leaves = target.items(), meta["leaves"]
         if carry_has_other_rows(leaves, items):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import Params, UsageError
+from jaxlab.core import UsageError
 
 Leaves = Mapping[str, list[Any]]
 """`{item/path: [*shape, dtype]}`."""
@@ -69,7 +69,7 @@ def part(saved: Leaves, *items: str) -> dict[str, list[Any]]:
     return {path: leaf for path, leaf in saved.items() if path.split("/")[0] in items}
 
 
-def params_targets(saved: Leaves) -> Params:
+def params_targets(saved: Leaves) -> dict[str, jax.ShapeDtypeStruct]:
     """Restore targets for the parameters, all on one device."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return {

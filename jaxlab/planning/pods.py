@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -78,10 +78,11 @@ def tpu_pod(topology: str, price: float | None = None) -> Pod:
     os.environ.setdefault("TPU_LOG_DIR", "disabled")
     try:
         with silent_stderr():
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except jax.errors.JaxRuntimeError as error:
         words = " ".join(str(error).split())[:160]
         raise UsageError(f"--topology={topology} is not one of {name}: {words}") from None
+    devices: Sequence[Any] = described.devices
     chips = len({tuple(device.coords) for device in devices})
     return Pod(topology, tuple(devices), known[name], chips, price)
 

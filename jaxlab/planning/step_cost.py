@@ -80,8 +80,8 @@ def step_cost(
     with silent_stderr(until_it_fails=True) if on_tpu else contextlib.nullcontext():
         compiled = lower().compile()
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    program = read_program(compiled.as_text())
+    memory: Any = compiled.memory_analysis()
+    program = read_program(compiled.as_text() or "")
     counted = compiled.cost_analysis() or {}
     optimal = counted.get("optimal_seconds", 0.0)
     return StepCost(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from jaxlab.core import UsageError, gather
 from jaxlab.data import join_states
 
 if TYPE_CHECKING:
     from jaxlab.checkpoint.checkpoints import Checkpoints
+    from jaxlab.data import Stream
     from jaxlab.train.loop import Run
     from jaxlab.train.state import TrainState
 
@@ -87,7 +88,7 @@ class SaveCheckpoint(Hook):
     def _save(self, run: Run) -> None:
         self._checkpoints.wait()  # raises an error of the last save before more is written
         run.flush()
-        place = join_states(gather(run.data.state()))
+        place = join_states(gather(cast("Stream", run.data).state()))
         self._checkpoints.save(run.state, place, self._meta, run.measured)
 
 

@@ -64,8 +64,8 @@ class OptimizerConfig:
         _require(self, "momentum", "from 0 to below 1, or None", lambda x: x is None or 0 <= x < 1)
         names = ("adamw", "adafactor", "sgd")
         _require(self, "name", f"one of {', '.join(names)}", names.__contains__)
-        names = ("constant", "cosine", "rsqrt", "linear")
-        _require(self, "schedule", f"one of {', '.join(names)}", names.__contains__)
+        schedules = ("constant", "cosine", "rsqrt", "linear")
+        _require(self, "schedule", f"one of {', '.join(schedules)}", schedules.__contains__)
 
 
 def _require(config: OptimizerConfig, field: str, accepted: str, fits: Any) -> None:

@@ -68,7 +68,7 @@ def reuse_memory() -> bool:
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if not hasattr(libc, "mallopt"):  # musl has none
+    if libc is None or not hasattr(libc, "mallopt"):  # musl has none
         return None
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]

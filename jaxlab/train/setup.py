@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from jaxlab.core import (
     require_rows,
     use_mesh,
 )
+from jaxlab.data import Stream
 from jaxlab.planning.pods import Pod
 from jaxlab.planning.step_cost import cost_lines, step_cost
 from jaxlab.train import optimizers
@@ -218,7 +219,7 @@ def make_setup(
     )
 
 
-def batch_shapes(stream: Iterator[Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(stream: Stream, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes [b, ...] of the batches of all hosts, from a stream's next batch.
 
     Args:

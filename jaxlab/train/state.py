@@ -105,7 +105,7 @@ class StatePlan:
         """The plan of a state that sums the metrics `names`; see `metric_names`."""
         scalar = self.abstract.step.sharding
         zero = jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
-        metrics = {name: (zero, zero) for name in names}
+        metrics: dict[str, Any] = {name: (zero, zero) for name in names}
         return dataclasses.replace(
             self, abstract=dataclasses.replace(self.abstract, metrics=metrics)
         )

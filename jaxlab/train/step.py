@@ -78,7 +78,7 @@ class Step:
         with use_mesh(self._mesh, self._rules):
             return jitted(state, batch)
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Lowered:
         """The program of the step from shapes: of a `StatePlan`, and of a batch.
 
         Its `compile()` tells memory a device (`memory_analysis`) and collectives (`as_text`);
@@ -155,10 +155,10 @@ class Step:
             value = loss.value * jax.lax.stop_gradient(loss.weight) if weighted else loss.value
             return value, (loss, model.state)
 
-        (_, (loss, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (_, (loss, state_after)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         _require_same_carry(carry, loss.carry)
         metrics = loss.metrics | {"loss": (loss.value, loss.weight)}
-        return _Part(self._place(grads), loss.weight, model_state, loss.carry, metrics)
+        return _Part(self._place(grads), loss.weight, state_after, loss.carry, metrics)
 
     def _place(self, grads: Params) -> Params:
         """Gradients lie as their parameters do: what sums them leaves each device its shard."""
@@ -225,7 +225,8 @@ class Step:
             check_vma=False,
         )(state.params, state.model_state, batch, state.carry, key)
         metrics = jax.tree.map(jnp.add, own, metrics)
-        return _mean(*sums, state.params), model_state, carry, metrics
+        grads, weight = sums
+        return _mean(grads, weight, state.params), model_state, carry, metrics
 
     def _split(self, tree: Any) -> Any:
         """[b, ...] -> [micro-batch, rows, ...]: row i of micro-batch a is row i * accumulate + a.
@@ -296,7 +297,7 @@ def make_step(
 
 
 def metric_names(
-    view: View, objective: Objective, batch: Batch, carry: Any = None
+    view: View, objective: Objective, batch: Mapping[str, Any], carry: Any = None
 ) -> tuple[str, ...]:
     """The names of what a step of `objective` measures, found from shapes alone.
 

@@ -188,7 +188,7 @@ def run_setup(
 def _first_state(
     setup: Setup,
     config: TrainConfig,
-    restored: Restored | None,
+    restored: Restored[TrainState] | None,
     stream: Stream,
     start: Any,
     writer: MetricWriter | NoMetrics,

@@ -32,7 +32,8 @@ REPORT_SECONDS = 5.0
 
 STDERR = 2
 
-_Marks = queue.SimpleQueue  # of (step, the same on the devices), or None at the end
+_Marks = queue.SimpleQueue[tuple[int, jax.Array] | None]
+"""Steps, each with the same number on the devices; None at the end."""
 
 
 class Watchdog(Hook):

@@ -267,19 +267,19 @@ def test_a_function_of_shards_sees_the_parts_of_one_device_and_its_gradient_all(
 
     def scaled(x, scale):
         seen.append((x.shape, scale.shape))
-        return x * scale
+        return x * scale[None]
 
     run = map_shards(scaled, ("batch", "heads"), ("heads",))
     x, scale = jnp.arange(24.0).reshape(8, 3), jnp.array([1.0, 2.0, 3.0])
     even, half = jnp.arange(32.0).reshape(8, 4), jnp.array([1.0, 2.0, 3.0, 4.0])
-    np.testing.assert_array_equal(run(x, scale), x * scale)
+    np.testing.assert_array_equal(run(x, scale), x * scale[None])
     assert seen.pop() == ((8, 3), (3,))
     with use_mesh(mesh):
         for value, by, part in ((x, scale, ((2, 3), (3,))), (even, half, ((2, 2), (2,)))):
             loss = jax.jit(jax.grad(lambda v, s: (run(v, s) * v).sum(), argnums=(0, 1)))
             got = loss(value, by)
             assert seen[-1] == part
-            np.testing.assert_allclose(got[0], 2 * value * by)
+            np.testing.assert_allclose(got[0], 2 * value * by[None])
             np.testing.assert_allclose(got[1], (value * value).sum(axis=0))
 
 

@@ -114,7 +114,7 @@ def test_a_reference_without_errors_is_refused():
     perfect = {**THEIRS, "snow": [0.0] * 5}
     with pytest.raises(UsageError, match="errors on snow sum to 0"):
         evals.mean_corruption_error(OURS, perfect)
-    with pytest.raises(UsageError, match="errors on .* come to -"):
+    with pytest.raises(UsageError, match="errors on .* sum to -"):
         evals.relative_mean_corruption_error(OURS, 0.1, THEIRS, 1.0)
     with pytest.raises(UsageError, match="the clean one of reference_errors"):
         evals.relative_mean_corruption_error(OURS, 0.1, THEIRS, 8.5)

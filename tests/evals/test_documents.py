@@ -131,7 +131,7 @@ def test_a_change_of_the_carry_comes_before_every_segment(view: View):
         view,
         walk(rows=1),
         init_carry=init_carry,
-        before_segment=lambda view, carry: jnp.ones_like(carry) * view.params["start"],
+        before_segment=lambda view, carry: jnp.broadcast_to(view.params["start"], carry.shape),
     )
     whole = evaluate_documents(view, walk(rows=1), init_carry=init_carry)
     # 'z' fits one segment; the repetitive ones lose what they had counted.
