@@ -69,7 +69,6 @@ class Attack:
     targeted: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "view", as_view(self.view))
         _require_radius(self.eps, self.norm)
         for name, least in (("steps", 0), ("restarts", 1)):
             if getattr(self, name) < least:
