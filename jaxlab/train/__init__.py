@@ -30,7 +30,6 @@ from jaxlab.train.state import TrainState as TrainState
 from jaxlab.train.state import init_state as init_state
 from jaxlab.train.state import plan_state as plan_state
 from jaxlab.train.step import Step as Step
-from jaxlab.train.step import make_eval as make_eval
 from jaxlab.train.step import make_step as make_step
 from jaxlab.train.step import metric_names as metric_names
 from jaxlab.train.stopping import StopOnNaN as StopOnNaN
@@ -70,7 +69,6 @@ __all__ = [
     "build_optimizer",
     "fit",
     "init_state",
-    "make_eval",
     "make_setup",
     "make_step",
     "metric_names",

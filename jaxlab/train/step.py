@@ -1,9 +1,9 @@
-"""One jitted, donated training step, and the evaluation of a function of the model."""
+"""One jitted, donated training step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,6 @@ from jaxlab.core import (
     add_metrics,
     batch_sharding,
     named,
-    place_rows,
     use_mesh,
 )
 from jaxlab.train.state import STEP_METRICS, TrainState
@@ -314,41 +313,6 @@ def metric_names(
 
     loss = jax.eval_shape(measure, view.params, view.state, dict(batch), carry)
     return tuple(sorted(_OWN_METRICS | loss.metrics.keys()))
-
-
-def make_eval(
-    view: View, function: Callable[[Any, Batch, Any], Any], *, mesh: Mesh, rules: Rules = RULES
-) -> Callable[..., Any]:
-    """Makes a jitted evaluation, of the model in evaluation mode (`View.evaluating`).
-
-    Args:
-      view: the model; its arrays are not used.
-      function: `function(model, batch, carry) -> pytree`, for example the sums of losses and the
-        carry after the batch.
-      mesh: the devices of the parameters.
-      rules: logical axis to mesh axes, for the activations.
-
-    Returns:
-      `evaluate(params, batch, carry=None, model_state={})`, what `function` returns.
-    """
-    view = view.evaluating()
-
-    @jax.jit
-    def jitted(params: Params, batch: Batch, carry: Any, state: Mapping[str, Any]) -> Any:
-        return function(_Model(view, params, state), batch, carry)
-
-    rows = batch_sharding(mesh, rules)
-
-    def evaluate(
-        params: Params,
-        batch: Batch,
-        carry: Any = None,
-        model_state: Mapping[str, Any] | None = None,
-    ) -> Any:
-        with use_mesh(mesh, rules):
-            return jitted(params, place_rows(dict(batch), rows), carry, model_state or {})
-
-    return evaluate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -256,18 +256,3 @@ def test_rows_that_do_not_divide_into_micro_batches_are_refused(toy, one):
         step(state, next(toy.Numbers()))
     with pytest.raises(UsageError, match="accumulate=0"):
         train.make_step(view, toy.objective, optax.sgd(1.0), mesh=one, accumulate=0)
-
-
-def test_an_evaluation_threads_its_carry_and_keeps_the_parameters(toy, eight):
-    view, state, _ = toy.make_state(eight, optax.sgd(1.0), carry=toy.carry())
-
-    def measure(model, batch, carry):
-        return model(batch["x"]).sum(), carry + batch["x"][:, :2]
-
-    evaluate, stream = train.make_eval(view, measure, mesh=eight), toy.Numbers()
-    batch = next(stream)
-    total, carry = evaluate(state.params, batch, state.carry)
-    np.testing.assert_allclose(carry, batch["x"][:, :2], rtol=1e-6)
-    expected = view.apply(jax.device_get(state.params), batch["x"]).sum()
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert not state.params["up/kernel"].is_deleted()
