@@ -261,3 +261,47 @@ def test_what_the_main_host_refuses_ends_all_and_is_said_once(slurm, start, tmp_
 def test_half_a_connection_is_refused(arguments, words):
     with pytest.raises(UsageError, match=words):
         connect(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments"),
+    [
+        (
+            "block_recurrent",
+            ["--config.train.batch_size=8", "--config.recall.train.batch_size=8", *mesh(data=8)],
+        ),
+        ("sparsity_robustness", mesh(data=8)),
+    ],
+)
+def test_every_hook_and_measurement_of_a_study_runs_on_two_processes(
+    python, tmp_path, experiment, arguments
+):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        python.start(
+            "-m",
+            f"experiments.{experiment}",
+            f"--config=configs/{experiment}.py:smoke",
+            f"--workdir={tmp_path}",
+            "--devices=4",
+            f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            *arguments,
+        )
+        for i in range(2)
+    ]
+    ended = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    record = Record.open(tmp_path)
+    assert record.complete and record.report_path.is_file() and record.claims
+    # Only one speaks.
+    assert "report " in ended[0][0] and not own_lines(ended[1][0])
+    if experiment == "block_recurrent":
+        rows = Record.open(tmp_path / "block_recurrent" / "seed0").metrics
+        assert [row["step"] for row in rows if np.isfinite(row.get("state_0/kept", np.nan))] == [
+            2,
+            4,
+        ]
