@@ -208,15 +208,29 @@ def rms(x_brd: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.square(x_brd.astype(jnp.float32)).mean(axis=(1, 2)))
 
 
-@jax.jit
-def state_metrics(view: View, tokens_bt: jax.Array, start_bt: jax.Array) -> dict[str, jax.Array]:
+def state_metrics(
+    view: View | nnx.Module, tokens_bt: jax.Array, start_bt: jax.Array
+) -> dict[str, jax.Array]:
     """`state_statistics` of one segment without a past, as metrics: `state_<layer>/<statistic>`.
 
     Args:
-      view: a stack whose `init_carry(rows)` makes its carry and whose layers have paths such as
+      view: a stack, or its view, whose `init_carry(rows)` makes its carry and whose layers have paths such as
         `blocks/1/attention`.
       tokens_bt, start_bt: a segment, on the devices of the view.
+
+    >>> from jaxlab.models import TransformerLM, TransformerLMConfig
+    >>> config = TransformerLMConfig(
+    ...     width=32, depth=1, num_heads=2, window=8, recurrent_layers=(-1,), num_states=4)
+    >>> view = View.of(TransformerLM(config, rngs=nnx.Rngs(0)))
+    >>> metrics = state_metrics(view, jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 8), bool))
+    >>> round(float(metrics["state_0/kept"]), 1)    # a fixed gate starts half open
+    0.5
     """
+    return _state_metrics(as_view(view), tokens_bt, start_bt)
+
+
+@jax.jit
+def _state_metrics(view: View, tokens_bt: jax.Array, start_bt: jax.Array) -> dict[str, jax.Array]:
     carry = view.apply(view.params, tokens_bt.shape[0], method="init_carry")
     statistics = state_statistics(view, tokens_bt, carry, start_bt)
     return {
