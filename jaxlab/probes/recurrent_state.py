@@ -214,8 +214,8 @@ def state_metrics(
     """`state_statistics` of one segment without a past, as metrics: `state_<layer>/<statistic>`.
 
     Args:
-      view: a stack, or its view, whose `init_carry(rows)` makes its carry and whose layers have paths such as
-        `blocks/1/attention`.
+      view: a stack or its view. Its `init_carry(rows)` makes the carry, and its layers have paths
+        such as `blocks/1/attention`.
       tokens_bt, start_bt: a segment, on the devices of the view.
 
     >>> from jaxlab.models import TransformerLM, TransformerLMConfig
