@@ -26,12 +26,11 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 IMPORTED = (
-    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "optax",
     "orbax.checkpoint",
     "jax.experimental.pallas",
-    "configs.block_recurrent",
-    "configs.sparsity_robustness",
 )
 
 

@@ -6,14 +6,13 @@ workdir runs here.
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -32,25 +31,10 @@ TEXT_ONLY = "--config.include_recall=false"
 RECURRENT, WINDOWED = "block_recurrent/seed0", "sliding_window/seed0"  # folders of trainings
 
 
-def environment() -> dict[str, str]:
-    """This process's, with one device, and with programs that compile fast and run slowly."""
-    flags = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **flags}
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def experiment(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "experiments.block_recurrent", *arguments)
+@pytest.fixture
+def experiment(python):
+    """The command line in a process of its own."""
+    return functools.partial(python, "-m", "experiments.block_recurrent")
 
 
 @pytest.fixture
@@ -275,7 +259,7 @@ def test_what_is_wrong_gives_one_line_and_code_2(call, tmp_path, fields, words):
     assert code == 2 and words in err and err.count("\n") == 1
 
 
-def test_a_folder_of_text_that_is_not_utf8_trains(tmp_path):
+def test_a_folder_of_text_that_is_not_utf8_trains(tmp_path, experiment):
     rng = np.random.default_rng(0)
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -319,7 +303,7 @@ runpy.run_module("experiments.block_recurrent", run_name="__main__")
 """
 
 
-def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(tmp_path, experiment, python):
     forty = (
         SMOKE,
         TEXT_ONLY,

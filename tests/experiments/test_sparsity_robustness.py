@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,25 +15,17 @@ from jaxlab import checkpoint, sparsity, study
 from jaxlab.core import UsageError
 from jaxlab.study.training import use_dry_run
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = "--config=configs/sparsity_robustness.py:smoke"
 
 
-def experiment(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # One device, as a laptop has, and programs that compile fast and run slowly.
-    flags = {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.sparsity_robustness", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def experiment(python):
+    """The command line in a process of its own."""
+    return functools.partial(python, "-m", "experiments.sparsity_robustness")
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, experiment):
     workdir = tmp_path_factory.mktemp("sparsity")
     return workdir, experiment(SMOKE, f"--workdir={workdir}")
 
@@ -71,7 +60,7 @@ def test_sparse_trainings_keep_their_weights_and_no_others(done):
         assert kept == numbers["nets/kept_weights"][name]
 
 
-def test_a_complete_workdir_is_only_drawn_again(done):
+def test_a_complete_workdir_is_only_drawn_again(done, experiment):
     workdir, _ = done
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("metrics.jsonl")}
     results = (workdir / "results.json").read_bytes()

@@ -3,10 +3,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import pathlib
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -296,15 +294,10 @@ def test_whole_numbers_are_refused():
         layout.blocks_of(jnp.ones((8, 4)))
 
 
-def test_the_benchmark_runs_and_ends_with_a_summary_of_its_lines(tmp_path):
+def test_the_benchmark_runs_and_ends_with_a_summary_of_its_lines(tmp_path, python):
     table = tmp_path / "table.md"
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sparse_products", "--quick", f"--table={table}"],
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
+    process = python(
+        "-m", "benchmarks.sparse_products", "--quick", f"--table={table}", XLA_FLAGS=""
     )
     assert process.returncode == 0, process.stderr
     *lines, last = map(json.loads, process.stdout.splitlines())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -183,28 +181,18 @@ def test_chips_that_there_are_not_are_named():
         virtual_pod(8, "h10")
 
 
-def dry_run(*flags, variant="smoke", **environment):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.block_recurrent",
-            "--dry_run",
-            f"--config=configs/block_recurrent.py:{variant}",
-            *flags,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
-    )
+@pytest.fixture
+def dry_run(python):
+    """The command line in a process of its own, which trains nothing."""
+    config = "--config=configs/block_recurrent.py:smoke"
+    return functools.partial(python, "-m", "experiments.block_recurrent", config, "--dry_run")
 
 
-def test_the_smoke_step_compiles_for_a_tpu_topology():
+def test_the_smoke_step_compiles_for_a_tpu_topology(dry_run):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
-    process = dry_run("--topology=v5e:2x2", "--price=1", "--config.train.batch_size=4")
+    text = ("--config.include_recall=false", "--config.train.batch_size=4")
+    process = dry_run("--topology=v5e:2x2", "--price=1", *text)
     assert process.returncode == 0, process.stderr
     out = process.stdout
     assert "compiled for v5e:2x2: 4 chips, 4 devices" in out
@@ -217,19 +205,13 @@ def test_the_smoke_step_compiles_for_a_tpu_topology():
     assert "--topology=v5e:3x5 is not one of v5e" in wrong.stderr
 
 
-def benchmark(*flags):
+@pytest.fixture
+def benchmark(python):
     """`benchmarks.tpu_attention` of the smoke test's model."""
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.tpu_attention", "--row=smoke", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
-    )
+    return functools.partial(python, "-m", "benchmarks.tpu_attention", "--row=smoke")
 
 
-def test_the_benchmark_of_attention_kernels_tells_what_the_compiler_plans():
+def test_the_benchmark_of_attention_kernels_tells_what_the_compiler_plans(benchmark):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
     process = benchmark("--topology=v5e:2x2", "--batch_size=4", "--backends", "plain", "pallas")
@@ -255,6 +237,6 @@ def test_without_the_tpu_compiler_one_line_says_what_to_do(monkeypatch):
         (["--topology=v5e:2x2", "--devices=4"], "--topology names chips and their number"),
     ],
 )
-def test_flags_that_do_not_go_together_are_named(flags, words):
+def test_flags_that_do_not_go_together_are_named(flags, words, dry_run):
     process = dry_run(*flags)
     assert process.returncode == 2 and words in process.stderr

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import pathlib
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -287,7 +285,7 @@ def test_values_may_hold_anything():
     assert found == {"a.b": "=x=y", "c": "-1"} and rest == ["--dry_run"]
 
 
-def test_virtual_devices_in_a_process_of_their_own(tmp_path):
+def test_virtual_devices_in_a_process_of_their_own(tmp_path, python):
     script = tmp_path / "study.py"
     script.write_text(
         textwrap.dedent("""
@@ -309,20 +307,8 @@ def test_virtual_devices_in_a_process_of_their_own(tmp_path):
         "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass C:\n    a: int = 1\n"
         "VARIANTS = {'x': C}\n"
     )
-    root = pathlib.Path(__file__).resolve().parents[2]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(script),
-            f"--config={tmp_path / 'c.py'}:x",
-            "--dry_run",
-            "--devices=4",
-        ],
-        env=environment | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = python(
+        str(script), f"--config={tmp_path / 'c.py'}:x", "--dry_run", "--devices=4", XLA_FLAGS=""
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "a = 1\ndevices: 4\n\n"

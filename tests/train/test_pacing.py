@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import platform
@@ -36,6 +37,7 @@ print(kept, advised)
 """
 
 
+@functools.cache
 def kept_and_advised(how):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how],
@@ -44,7 +46,8 @@ def kept_and_advised(how):
         text=True,
         check=True,
     )
-    return map(int, done.stdout.split())
+    kept, advised = map(int, done.stdout.split())
+    return kept, advised
 
 
 @only_glibc
