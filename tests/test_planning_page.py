@@ -99,4 +99,6 @@ def test_parameters_memory_and_flops_of_paper_are_those_counted_by_hand(table, c
     flops = number(table, r"FLOPs a step: # in")
     assert 6 * tokens * least < flops < 8 * tokens * most
     devices = number(table, r"devices: # ")
-    assert number(table, r"recomputation included; # a device") == pytest.approx(flops / devices, rel=1e-3)
+    assert number(table, r"recomputation included; # a device") == pytest.approx(
+        flops / devices, rel=1e-3
+    )
