@@ -123,11 +123,11 @@ def dense(layer, mask, q, k, v, segment, carry):
         nearest = 0 if layer.include_self else 1
         inside = (distance >= nearest) & (distance < nearest + (layer.window or 1000))
         doc_bs = jnp.concatenate([segment.remembered(old), segment.doc_bt], axis=1)
-        seen = inside & (segment.doc_bt[:, :, None] == doc_bs[:, None])
+        seen = inside[None] & (segment.doc_bt[:, :, None] == doc_bs[:, None])
     logits = jnp.einsum("bthk,bshk->bhts", q, k, precision="highest")
     if isinstance(layer.position, T5Bias):
         scale = 1.0 if layer.scale is None else jnp.abs(layer.scale[...])[:, None, None]
-        logits += layer.position(distance) * scale
+        logits += (layer.position(distance) * scale)[None]
     logits = jnp.where(seen[:, None], logits, -1e9)
     shown = seen.any(-1)[:, None, :, None]
     weights_bhts = jnp.where(shown, jax.nn.softmax(logits, axis=-1), 0)
@@ -218,7 +218,8 @@ def test_the_mean_over_keys_is_the_value_without_dropout(case):
 def test_the_share_that_is_dropped_is_the_rate():
     layer = Attention(D, H, K, window=64, attention_dropout=0.1, rngs=nnx.Rngs(0))
     q = k = jnp.zeros((1, 64, H, K))  # query t sees t + 1 keys: weights are counts of what is kept
-    values = layer.read(q, k, jnp.ones((1, 64, H, K)), None, None, key=ONE)[0][0, :, :, 0]
+    heads = Heads(q, k, jnp.ones((1, 64, H, K)))
+    values = layer.read(heads, None, None, key=ONE)[0][0, :, :, 0]
     count = np.arange(1, 65)
     share = 0.9 * (np.asarray(values) * count[:, None]).sum() / (H * count.sum())
     assert share == pytest.approx(0.9, abs=5 * (0.09 / (H * count.sum())) ** 0.5)
