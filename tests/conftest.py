@@ -55,6 +55,31 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 20)
 
 
+# Where arrays broadcast between equal ranks alone; the other folders follow.
+STRICT = tuple(
+    f"tests/{room}/"
+    for room in (
+        "analysis",
+        "checkpoint",
+        "core",
+        "data",
+        "evals",
+        "objectives",
+        "results",
+        "sampling",
+        "sparsity",
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def equal_ranks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Makes broadcasting between unequal ranks an error: it hides arrays of a wrong shape."""
+    strict = request.node.nodeid.startswith(STRICT)
+    with jax.numpy_rank_promotion("raise" if strict else "allow"):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Drops the programs of a file when it is done: a worker of the whole suite stays small."""

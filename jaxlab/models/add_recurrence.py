@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -85,4 +85,4 @@ def add_recurrence(
             if parts[3] == "output":
                 value = jnp.concatenate([value, jnp.zeros_like(value)])
         params[path] = value
-    return view.model(params)
+    return cast(TransformerLM, view.model(params))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,8 @@ class MLP(Classifier):
     """
 
     config_class = MLPConfig
+    if TYPE_CHECKING:
+        config: MLPConfig
 
     def __init__(self, config: MLPConfig, *, rngs: nnx.Rngs):
         super().__init__(config)

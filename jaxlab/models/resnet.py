@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +193,8 @@ class ResNet(Classifier):
     """
 
     config_class = ResNetConfig
+    if TYPE_CHECKING:
+        config: ResNetConfig
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
@@ -267,10 +269,11 @@ def conv_of(
 _TINY = ResNetConfig(
     image_shape=(8, 8, 4), num_classes=8, width=8, depth=1, stages=(1, 1), dtype="float32"
 )
-for _name, _fields in {
+_REPLACE: dict[str, dict[str, Any]] = {
     "batch": {},
     "bottleneck": {"block": "bottleneck", "norm": "group", "stem": "large", "width": 16},
     "preactivation": {"block": "preactivation", "norm": "layer", "shortcut": "3x3"},
     "fixup": {"norm": "fixup", "shortcut": "pad"},
-}.items():
+}
+for _name, _fields in _REPLACE.items():
     register(f"resnet/{_name}", ResNet, dataclasses.replace(_TINY, **_fields), features(8, 8, 4))

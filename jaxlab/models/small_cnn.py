@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from flax import nnx
@@ -44,7 +45,14 @@ class ConvBlock(nnx.Module):
     """`relu(conv(x))`, 3 by 3 with a bias, and 2 by 2 max-pooling where asked."""
 
     def __init__(
-        self, in_dim: int, out_dim: int, axes: tuple, *, pool: bool, dtype, rngs: nnx.Rngs
+        self,
+        in_dim: int,
+        out_dim: int,
+        axes: tuple[str | None, ...],
+        *,
+        pool: bool,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
         self.conv = Conv(in_dim, out_dim, 3, use_bias=True, axes=axes, dtype=dtype, rngs=rngs)
         self.pool = pool
@@ -71,7 +79,8 @@ class SmallCNN(Classifier):
     def __init__(self, config: SmallCNNConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
         h, w, in_dim = config.image_shape
-        blocks, axes = [], (None, None, None, "embed")
+        blocks: list[ConvBlock] = []
+        axes: tuple[str | None, ...] = (None, None, None, "embed")
         for channels in (config.width, 2 * config.width, 2 * config.width):
             for i in range(config.depth):
                 pool = i == config.depth - 1

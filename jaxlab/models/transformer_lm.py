@@ -16,8 +16,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +214,7 @@ class TransformerLM(Decoding, nnx.Module):
         self.final_norm = RMSNorm(config.width, dtype=self.dtype, rngs=rngs)
 
     @classmethod
-    def from_config(cls, values: Mapping[str, Any], *, rngs: nnx.Rngs | None = None):
+    def from_config(cls, values: Mapping[str, Any], *, rngs: nnx.Rngs | None = None) -> Self:
         """Builds the model from the dict form of its config (`core.to_dict`)."""
         config = from_dict(TransformerLMConfig, values)
         return cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
@@ -299,17 +299,18 @@ class TransformerLM(Decoding, nnx.Module):
             after |= dict(zip(layers, carries, strict=True))
         return x_btd, {"length": segment.length_after(), "blocks": after}
 
-    def _read_block_by_block(self, x_btd, carry, start_bt, key) -> tuple[jax.Array, Any]:
+    def _read_block_by_block(
+        self, x_btd: jax.Array, carry: Any, start_bt: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
         """`read_segment` window by window, so that layers can read a state above them."""
         b, t, d = x_btd.shape
-        w = self.config.window
-        self.blocks[0].attention.attention.require_blocks(t)
+        w: int = self.blocks[0].attention.attention.require_blocks(t)
         if t == w:  # without a scan `View.taps` sees the layers
             key = None if key is None else named(key, "window", 0)
             return self.read_segment(x_btd, carry, start_bt, key)
         view = View.of(self)  # `nnx.remat` needs variables of the scan's own trace
 
-        def block(carry, xs):
+        def block(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
             j, x_bwd, start_bw = xs
             block_key = None if key is None else named(key, "window", j)
             x_bwd, carry = view.apply(
@@ -344,7 +345,7 @@ class TransformerLM(Decoding, nnx.Module):
         """The carry in which each row has the states of the row before; windows are unchanged."""
         return self._change_states(carry, lambda cell, state: jnp.roll(state, 1, axis=0))
 
-    def _change_states(self, carry, change) -> Any:
+    def _change_states(self, carry: Any, change: Callable[[Any, jax.Array], jax.Array]) -> Any:
         changed = {
             str(i): carry["blocks"][str(i)]
             | {"state": change(block.attention.cell, carry["blocks"][str(i)]["state"])}
@@ -369,12 +370,22 @@ class TransformerLM(Decoding, nnx.Module):
         return logits * self.config.width**-0.5
 
 
-def call_block(block: Block, x_btd, segment, carry, key) -> tuple[jax.Array, Any]:
+def call_block(
+    block: Block, x_btd: jax.Array, segment: Segment, carry: Any, key: jax.Array | None
+) -> tuple[jax.Array, Any]:
     """The block with a positional key: `nnx.remat` takes no keyword arguments."""
     return block(x_btd, segment, carry, key=key)
 
 
-def call_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
+def call_blocks(
+    blocks: Sequence[Block],
+    x_btd: jax.Array,
+    segment: Segment,
+    carries: Sequence[Any],
+    key: jax.Array | None,
+    first: int | jax.Array,
+    remat: bool,
+) -> tuple[jax.Array, list[Any]]:
     """Calls blocks in order, from layer `first`; returns the output and the carries."""
     call = nnx.remat(call_block) if remat else call_block
     after = []
@@ -385,12 +396,20 @@ def call_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax
     return x_btd, after
 
 
-def scan_blocks(blocks, x_btd, segment, carries, key, first, remat) -> tuple[jax.Array, list]:
+def scan_blocks(
+    blocks: Sequence[Block],
+    x_btd: jax.Array,
+    segment: Segment,
+    carries: Sequence[Any],
+    key: jax.Array | None,
+    first: int,
+    remat: bool,
+) -> tuple[jax.Array, list[Any]]:
     """`call_blocks` for equal blocks, as a scan over their stacked arrays: it compiles once."""
     graph = nnx.split(blocks[0])[0]
     stacked = jax.tree.map(_stack, *[nnx.split(block)[1] for block in blocks])
 
-    def body(x_btd, xs):
+    def body(x_btd: jax.Array, xs: tuple[Any, ...]) -> tuple[jax.Array, Any]:
         i, state, carry = xs
         x_btd, (carry,) = call_blocks(
             [nnx.merge(graph, state)], x_btd, segment, [carry], key, i, remat=False
@@ -426,7 +445,7 @@ def make_block(
         position = T5Bias(config.num_heads, rngs=rngs)
     elif config.position == "rotary":
         position = Rotary(head_dim)
-    mixer: nnx.Module = Attention(
+    attention = Attention(
         config.width,
         config.num_heads,
         head_dim,
@@ -442,9 +461,10 @@ def make_block(
         dtype=dtype,
         rngs=rngs,
     )
+    mixer: nnx.Module = attention
     if slot == "recurrent":
         mixer = BlockRecurrentAttention(
-            mixer,
+            attention,
             make_cell(config, backend=backend, rngs=rngs),
             config.width,
             head_scale=config.head_scale,
@@ -453,7 +473,7 @@ def make_block(
         )
     elif slot == "reader":
         mixer = StateReadingAttention(
-            mixer, config.width, head_scale=config.head_scale, dtype=dtype, rngs=rngs
+            attention, config.width, head_scale=config.head_scale, dtype=dtype, rngs=rngs
         )
     mlp = FeedForward(
         config.width,
@@ -508,7 +528,7 @@ _TINY = TransformerLMConfig(
     head_scale=3.0,
     dtype="float32",
 )
-_REPLACE = {
+_REPLACE: dict[str, dict[str, Any]] = {
     "plain": {"window": None, "position": "learned", "max_length": 16, "normalise": False},
     "sliding_scanned": {"depth": 2, "position": "rotary", "scan_layers": True, "remat": True},
     "block_recurrent": {"recurrent_layers": (0,), "gated": True, "activation": "silu"},

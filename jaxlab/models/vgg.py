@@ -88,7 +88,8 @@ class VGG(Classifier):
 
     def __init__(self, config: VGGConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
-        in_dim, axes = config.image_shape[-1], (None, None, None, "embed")
+        in_dim = config.image_shape[-1]
+        axes: tuple[str | None, ...] = (None, None, None, "embed")
         blocks = []
         for stage, convs in enumerate(config.stages):
             channels = config.width * min(2**stage, 8)

@@ -175,8 +175,8 @@ class Attention(RingDecoding, nnx.Module):
         Raises:
           UsageError: a segment that is not made of whole windows.
         """
-        (b, t), w = heads.q.shape[:2], self.window
-        self.require_blocks(t)
+        b, t = heads.q.shape[:2]
+        w = self.require_blocks(t)
         segment = Segment.of(jnp.zeros((b, t), bool)) if segment is None else segment
         carry = self.init_carry(b) if carry is None else carry
         last_k = heads.k[:, -w:]
@@ -203,18 +203,21 @@ class Attention(RingDecoding, nnx.Module):
         )
         return reading, after
 
-    def require_blocks(self, num_tokens: int) -> None:
-        """Refuses a segment that is not made of whole windows.
+    def require_blocks(self, num_tokens: int) -> int:
+        """Returns the window; refuses a segment that is not made of whole ones.
 
         Raises:
-          UsageError: such a segment; names the nearest lengths.
+          UsageError: such a segment; names the nearest lengths. Attention without a window.
         """
         w, t = self.window, num_tokens
+        if w is None:
+            raise UsageError("attention without a window is not read in blocks")
         if t % w:
             raise UsageError(
                 f"a segment of {t} tokens is not a multiple of window={w}; nearest: "
                 f"{max(t // w, 1) * w}, {-(-t // w) * w}"
             )
+        return w
 
     def init_carry(self, batch_size: int) -> Carry:
         """Keys and values [b, w, kv heads, k] of an empty window."""
@@ -243,7 +246,14 @@ class Attention(RingDecoding, nnx.Module):
         mask = jax.random.bernoulli(key, share, (self.num_heads, num_keys, num_queries))
         return Kept(constrain(mask, "heads", None, None), share)
 
-    def _read_all(self, q, k, v, segment, key) -> jax.Array:
+    def _read_all(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        segment: Segment | None,
+        key: jax.Array | None,
+    ) -> jax.Array:
         t, s = q.shape[1], k.shape[1]
         if isinstance(self.position, Rotary):
             q, k = self.position(q, np.arange(t)), self.position(k, np.arange(s))
@@ -258,7 +268,9 @@ class Attention(RingDecoding, nnx.Module):
             q, k, v, bias, mask, scale=1.0, is_causal=self.causal and t == s
         )
 
-    def _read_dropped(self, q, k, v, segment, kept) -> jax.Array:
+    def _read_dropped(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, segment: Segment | None, kept: Kept
+    ) -> jax.Array:
         def heads_first(x_bshk: jax.Array) -> jax.Array:
             return share_heads(x_bshk.transpose(2, 0, 1, 3), self.num_heads)
 

@@ -38,7 +38,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention_norm = norm(width, dtype=dtype, rngs=rngs)
-        self.attention = mixer
+        self.attention: Any = mixer
         self.mlp_norm = norm(width, dtype=dtype, rngs=rngs)
         self.mlp = mlp
         self.dropout_rate = dropout_rate
@@ -53,8 +53,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """[b, t, d] to [b, t, d], and the carry after the segment. `key` switches dropout on."""
         keys = (None, None) if key is None else (named(key, "attention"), named(key, "mlp"))
-        drops = key is not None and getattr(self.attention, "attention_dropout", 0.0) > 0
-        how = {"key": named(key, "weights")} if drops else {}
+        drops = getattr(self.attention, "attention_dropout", 0.0) > 0
+        how = {"key": named(key, "weights")} if key is not None and drops else {}
         mixed, carry = self.attention(
             dropout(self.attention_norm(x_btd), self.dropout_rate, keys[0]), segment, carry, **how
         )

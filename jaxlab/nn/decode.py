@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from jaxlab.core import UsageError
 from jaxlab.nn.position import Rotary
 from jaxlab.nn.reading import KeySet
 from jaxlab.nn.tiles import FLOOR, MASKED
+
+if TYPE_CHECKING:
+    from jaxlab.nn.attention import Attention
+    from jaxlab.nn.recurrent_cell import BlockRecurrentCell
 
 Cache = dict[str, jax.Array]
 
@@ -51,6 +55,18 @@ class Cursor:
 class RingDecoding:
     """Decoding of `Attention`: the cache holds `keys` and `values`, [b, n, s, k] each."""
 
+    if TYPE_CHECKING:  # what `Attention` brings along
+        causal: bool
+        include_self: bool
+        window: int | None
+        num_kv_heads: int
+        head_dim: int
+        position: Any
+        dtype: Any
+        heads: Any
+        output: Any
+        _bias: Any
+
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
         """An empty ring: one window, or `max_length` tokens of full attention.
 
@@ -59,9 +75,12 @@ class RingDecoding:
         """
         if not self.causal:
             raise UsageError("bidirectional attention (causal=False) does not decode")
-        if self.window is None and max_length is None:
-            raise UsageError("attention without a window needs max_length to decode")
-        return self.ring(batch_size, self.room or -(-max_length // ROUND) * ROUND)
+        room = self.room
+        if room is None:
+            if max_length is None:
+                raise UsageError("attention without a window needs max_length to decode")
+            room = -(-max_length // ROUND) * ROUND
+        return self.ring(batch_size, room)
 
     @property
     def room(self) -> int | None:
@@ -74,8 +93,14 @@ class RingDecoding:
         return {"keys": jnp.zeros(shape, self.dtype), "values": jnp.zeros(shape, self.dtype)}
 
     def cache_of(self, carry: Cache, room: int | None = None) -> Cache:
-        """The cache, by default of one window, that continues after a segment, at position 0."""
-        before = (room or self.room) - self.window
+        """The cache, by default of one window, that continues after a segment, at position 0.
+
+        Raises:
+          UsageError: attention without a window, which carries nothing.
+        """
+        if self.window is None:
+            raise UsageError("attention without a window has no carry")
+        before = (room or self.room or 0) - self.window
         return {
             name: jnp.pad(carry[name].swapaxes(1, 2), ((0, 0), (0, 0), (before, 0), (0, 0)))
             for name in ("keys", "values")
@@ -100,7 +125,8 @@ class RingDecoding:
 
     def step(self, x_bd: jax.Array, cursor: Cursor, cache: Cache) -> tuple[jax.Array, Cache]:
         """The next token of each row, [b, d] to [b, d], and the cache with it."""
-        values_bhk, cache = self.read_ring(*self.heads(x_bd), cursor, cache)
+        q_bhk, k_bnk, v_bnk = self.heads(x_bd)
+        values_bhk, cache = self.read_ring(q_bhk, k_bnk, v_bnk, cursor, cache)
         return self.output(values_bhk), cache
 
     def read_ring(
@@ -125,6 +151,11 @@ class StateReadingDecoding:
 
     For a step, the cache also holds `state_keys`, `state_values` [b, h, r, k] of the state to read.
     """
+
+    if TYPE_CHECKING:  # what `StateReadingAttention` brings along
+        attention: Attention
+        state_queries: Any
+        output: Any
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
         """An empty ring; `max_length` has no influence."""
@@ -167,6 +198,11 @@ class RecurrentDecoding:
     The cache holds a ring of two windows, which the state reads when a block is full, the `state`
     [b, r, d], and its keys and values `state_keys`, `state_values` [b, h, r, k] for the tokens.
     """
+
+    if TYPE_CHECKING:  # what `BlockRecurrentAttention` brings along
+        attention: Any
+        cell: BlockRecurrentCell
+        read_both: Any
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
         """An empty ring and the initial state; `max_length` has no influence."""

@@ -54,7 +54,10 @@ def batch_norm(width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> Batch
     return BatchNorm(width, momentum=0.9, dtype=dtype, rngs=rngs)
 
 
-_AXES = {"scale_metadata": {"axes": ("embed",)}, "bias_metadata": {"axes": ("embed",)}}
+_AXES: dict[str, Any] = {
+    "scale_metadata": {"axes": ("embed",)},
+    "bias_metadata": {"axes": ("embed",)},
+}
 
 NORMS = {"batch": batch_norm, "layer": layer_norm, "group": group_norm}
 """Norms with scale and bias by name; each is called as `norm(width, dtype=dtype, rngs=rngs)`."""

@@ -125,7 +125,7 @@ def product_shape(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> tu
 
 
 def _batched(xs: Any, axes: Any, **how: bool) -> tuple[jax.Array, int]:
-    return jax.vmap(partial(product, **how), in_axes=tuple(axes))(*xs), 0
+    return jax.vmap(lambda x, y: product(x, y, **how), in_axes=tuple(axes))(*xs), 0
 
 
 def _product_on_cpu(

@@ -6,7 +6,7 @@ of the state Ks, Vs, window W `w`, block of w tokens `j`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -199,7 +199,7 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
         self,
         heads: Heads,
         segment: Segment,
-        carry: Carry,
+        carry: Mapping[str, jax.Array],
         cell: Callable[..., tuple[jax.Array, Any]] | None = None,
     ) -> tuple[jax.Array, Any]:
         """The state after all blocks of a segment, and what the cell returned for each block.
@@ -214,7 +214,8 @@ class BlockRecurrentAttention(RecurrentDecoding, StateReadingAttention):
           The state [b, r, d]; by default the keys and values before each block, [j, b, r, h, k].
         """
         cell = self.cell if cell is None else cell
-        b, w = heads.k.shape[0], self.attention.window
+        b = heads.k.shape[0]
+        w = self.attention.require_blocks(heads.k.shape[1])
 
         # The scan reads block after block: each device takes all of them once, not in every turn.
         def blocks(x_bshk: jax.Array) -> jax.Array:

@@ -55,17 +55,17 @@ class BlockRecurrentCell(nnx.Module):
         self.initial = nnx.Param(0.1 * normal(rngs.params(), shape), axes=axes)
         self.ids = nnx.Param(normal(rngs.params(), shape), axes=axes)
         self.norm = RMSNorm(width, dtype=dtype, rngs=rngs)
-        heads, axes = (num_heads, head_dim), ("embed", "heads", None)
+        heads, head_axes = (num_heads, head_dim), ("embed", "heads", None)
         how = {"backend": backend, "dtype": dtype, "rngs": rngs}
-        self.query = projection(width, heads, axes, **how)
-        self.token_query = projection(width, heads, axes, **how)
-        self.key = projection(width, heads, axes, **how)
-        self.value = projection(width, heads, axes, **how)
+        self.query = projection(width, heads, head_axes, **how)
+        self.token_query = projection(width, heads, head_axes, **how)
+        self.key = projection(width, heads, head_axes, **how)
+        self.value = projection(width, heads, head_axes, **how)
         self.scale = head_scales(num_heads, head_scale)
         self.token_scale = head_scales(num_heads, head_scale)
         if update is None:
             update = SkipUpdate(width, 2 * num_heads, head_dim, **how)
-        self.update = update
+        self.update: Any = update
         self.num_states, self.width, self.backend, self.dtype = num_states, width, backend, dtype
 
     def keys_values(self, c_brd: jax.Array) -> tuple[jax.Array, jax.Array]:

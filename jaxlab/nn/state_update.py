@@ -30,7 +30,7 @@ class MakeGate(Protocol):
 
     def __call__(
         self, width: int, features: Sequence[int], *, backend: Backend, dtype: Any, rngs: nnx.Rngs
-    ) -> nnx.Module:
+    ) -> Gate:
         """A gate for states of `width` and features of these last dimensions."""
 
 
@@ -227,7 +227,7 @@ class DualUpdate(nnx.Module):
         return self.gate.values(self.backend.relu(self.up(self.norm(c_brd))))
 
 
-GATES: dict[str, Callable[..., nnx.Module]] = {
+GATES: dict[str, Callable[..., Gate]] = {
     "fixed": FixedGate,
     "lstm": LSTMGate,
     "gru": GRUGate,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,8 @@ def attend_heads(
         tiles = [attend(q_tk[i : i + size], k_sk, v_sk, bias_s1) for i in range(0, t, size)]
         return jnp.concatenate(tiles, axis=0)
 
-    arrays, shared = (q_hntk, k_hnsk, v_hnsk), () if bias_ns is None else (bias_ns,)
+    arrays: tuple[jax.Array, ...] = (q_hntk, k_hnsk, v_hnsk)
+    shared: tuple[jax.Array, ...] = () if bias_ns is None else (bias_ns,)
     if not on_one_cpu_device():
         head = jax.vmap(_tiled(one))
         return jax.vmap(head, in_axes=(0, 0, 0, *(None for _ in shared)))(*arrays, *shared)
@@ -203,7 +205,8 @@ def attend_blocks(
       [h, n, j, w, k].
     """
     if not on_one_cpu_device():
-        of_head = Readable(0, 0, None)
+        make_axes: Any = Readable  # of numbers in place of arrays
+        of_head = make_axes(0, 0, None)
         head = jax.vmap(_attend_row, in_axes=(0, 0, 0, None, None))
         return jax.vmap(head, in_axes=(0, of_head, of_head, 0, 0))(
             q_hnjtk, blocks, before, bias_hst, kept
@@ -241,8 +244,8 @@ def _attend_row(
             last = i + w // size
             seen = jax.tree.map(lambda *x: jnp.concatenate(x), *read[i : last + 1])
             mask_st = None
-            if seen.docs is not None:
-                mask_st = seen.docs[:, None] == read[last].docs[None]
+            if seen.docs is not None and (docs_t := read[last].docs) is not None:
+                mask_st = seen.docs[:, None] == docs_t[None]
             queries = slice(i * size, (i + 1) * size)
             weights = None if kept is None else kept.tile(i * size, w + size, size)
             tiles.append(attend(q_tk[queries], seen.k, seen.v, bias_st, mask_st, weights))

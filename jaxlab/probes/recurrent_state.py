@@ -168,7 +168,7 @@ def window_entropy(
     q_hbjtk, blocks, before, bias_hst = reading.tiles()
     (h, b, j, w), size = q_hbjtk.shape[:4], bias_hst.shape[2]
     k_hbsk = jnp.concatenate([before.k, blocks.k.reshape(h, b, j * w, -1)], axis=2)
-    doc_bs = jnp.concatenate([before.docs, blocks.docs.reshape(b, -1)], axis=1)
+    doc_bs = jnp.concatenate([segment.remembered(w), segment.doc_bt], axis=1)
     q_hbtk = q_hbjtk.reshape(h, b, j * w, -1)
     inside_ts = bias_hst[0].T > MASKED / 2
 

@@ -52,8 +52,8 @@ class CompiledReading:
     q: jax.Array
     keys: Sequence[jax.Array]
     values: Sequence[jax.Array]
-    first: jax.Array
-    last: jax.Array
+    first: jax.typing.ArrayLike
+    last: jax.typing.ArrayLike
     bias: jax.Array | None = None
     offset: int = 0
     mask: jax.Array | None = None
@@ -154,8 +154,8 @@ def _attend_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     b, t, _, h, k = arrays[0].shape
     heads = jax.ShapeDtypeStruct((b, t, len(offsets), h, k), jnp.float32)
-    tops = [jax.ShapeDtypeStruct((b, h, t), jnp.float32)] * len(offsets)
-    out, *tops = _call("forward", offsets, [heads, *tops], *arrays)
+    each_top = jax.ShapeDtypeStruct((b, h, t), jnp.float32)
+    out, *tops = _call("forward", offsets, [heads, *[each_top] * len(offsets)], *arrays)
     return out, (*arrays, out, *tops)
 
 
@@ -206,4 +206,4 @@ def _call(name: str, offsets: tuple[int, ...], outs: list, *arrays: jax.Array) -
         flops += {"forward": 2, "backward": 5}[name] * 2 * pairs * k
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
     call = jax.ffi.ffi_call(TARGETS[f"attention_{name}"], shapes, vmap_method="sequential")
-    return call(*arrays, offsets=np.array(offsets, np.int64), flops=np.int64(flops))
+    return list(call(*arrays, offsets=np.array(offsets, np.int64), flops=np.int64(flops)))

@@ -157,7 +157,7 @@ class _Plan:
         """
         b, h, t, _ = q.shape
         num, tiles = self.num, t // self.size
-        given = [
+        given: list[tuple[jax.Array, Any]] = [
             (ins[name], self._block(name, ins[name].shape, tiles, o))
             for name in ins
             for o in range(num if name in ("k", "v") else 1)
@@ -218,11 +218,25 @@ class _Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, age_bt, bias_hnm) -> jax.Array:
+def _attend(
+    plan: _Plan,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    age_bt: jax.Array,
+    bias_hnm: jax.Array,
+) -> jax.Array:
     return _attend_forward(plan, q, k, v, age_bt, bias_hnm)[0]
 
 
-def _attend_forward(plan: _Plan, q, k, v, age_bt, bias_hnm) -> tuple[jax.Array, Any]:
+def _attend_forward(
+    plan: _Plan,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    age_bt: jax.Array,
+    bias_hnm: jax.Array,
+) -> tuple[jax.Array, Any]:
     b, h, t, _ = q.shape
     age_b1t = age_bt[:, None]
     outs = {
@@ -277,7 +291,7 @@ def _attend_backward(plan: _Plan, kept: Any, dout: jax.Array) -> tuple[Any, ...]
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward_kernel(plan: _Plan, age, bias, q, *refs: Any) -> None:
+def _forward_kernel(plan: _Plan, age: Any, bias: Any, q: Any, *refs: Any) -> None:
     keys, values, (out, top, squares) = refs[: plan.num], refs[plan.num : -3], refs[-3:]
     _lay_out_bias(plan, bias, squares)
     # One key with the logit FLOOR and a zero value has been seen.
@@ -294,7 +308,9 @@ def _forward_kernel(plan: _Plan, age, bias, q, *refs: Any) -> None:
     top[...] = top_1t + jnp.log(total_1t)
 
 
-def _backward_kernel(plan: _Plan, age, bias, top, delta, q, dout, *refs: Any) -> None:
+def _backward_kernel(
+    plan: _Plan, age: Any, bias: Any, top: Any, delta: Any, q: Any, dout: Any, *refs: Any
+) -> None:
     keys, values = refs[: plan.num], refs[plan.num : 2 * plan.num]
     dq, dk, dv, dbias, squares, dsquares, dk_sums, dv_sums = refs[2 * plan.num :]
     b, i = pl.program_id(1), pl.program_id(2)
