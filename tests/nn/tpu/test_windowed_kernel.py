@@ -6,10 +6,6 @@ That it compiles for TPUs is asked of their compiler, where it is installed.
 from __future__ import annotations
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +18,6 @@ from jaxlab.nn import BACKENDS, PLAIN, Attention, Heads, Rotary, Segment, T5Bias
 from jaxlab.nn.tpu import windowed_kernel
 from jaxlab.nn.tpu.backend import PallasBackend
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 D, H, K = 8, 4, 8
 # Window, tile, segment, and the rest of the layer: one tile a window, or several.
 CASES = {
@@ -214,17 +209,10 @@ print(sum(each.opcode == "custom-call" and "tpu_custom_call" in each.attributes
     ("topology", "window", "head_dim", "dtype"),
     [("v4:2x2x1", 512, 128, "bfloat16"), ("v5e:2x2", 128, 64, "float32")],
 )
-def test_the_tpu_compiler_takes_both_directions(topology, window, head_dim, dtype):
+def test_the_tpu_compiler_takes_both_directions(topology, window, head_dim, dtype, python):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; `make test` installs it")
     words = {"topology": topology, "window": window, "head_dim": head_dim, "dtype": dtype}
-    process = subprocess.run(
-        [sys.executable, "-c", COMPILE.format(**words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        check=False,
-    )
+    process = python("-c", COMPILE.format(**words))
     assert process.returncode == 0, process.stderr[-2000:]
     assert process.stdout.split() == ["2"]
