@@ -81,8 +81,9 @@ def text_sampler(load: Callable[[Record], tuple[Any, Tokenizer]]) -> Callable[..
     ) -> None:
         model, tokenizer = load(record)
         settings = SampleConfig(prompt, num_tokens, temperature, top_p)
+        pieces = continuation(model, tokenizer, settings, seed, stop)
         print(prompt, end="", flush=True)
-        for piece in continuation(model, tokenizer, settings, seed, stop):
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
 

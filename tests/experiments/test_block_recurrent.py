@@ -254,8 +254,9 @@ def test_a_sample_with_flags_of_several_hosts_is_refused(call, done):
     ],
 )
 def test_what_is_wrong_gives_one_line_and_code_2(call, tmp_path, fields, words):
-    argv = (f"--config.{field}" for field in fields)
-    code, _, err = call(SMOKE, f"--workdir={tmp_path / 'w'}", *argv)
+    # This process has eight devices, over which the rows are spread.
+    argv = (f"--config.{field}" for field in ("train.batch_size=8", *fields))
+    code, _, err = call(SMOKE, TEXT_ONLY, f"--workdir={tmp_path / 'w'}", *argv)
     assert code == 2 and words in err and err.count("\n") == 1
 
 

@@ -146,7 +146,7 @@ def test_intervals_over_seeds_lie_around_their_mean():
 
 def test_a_dry_run_plans_the_dense_and_the_largest_net():
     lines = "\n".join(study.describe(script.trainings(tiny())))
-    assert "20 trainings, of these two:\ndense:" in lines
+    assert "21 trainings, of these two:\ndense:" in lines
     assert lines.count("parameters:") == 2 and "kept weights:" in lines
 
 
