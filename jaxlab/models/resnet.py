@@ -123,8 +123,8 @@ class ResidualBlock(nnx.Module):
 class FixupBlock(nnx.Module):
     """A residual block without norms (arXiv 1901.09321).
 
-    A scalar bias stands before every convolution and every ReLU, a scalar multiplier and a bias
-    behind the last convolution, which starts at zero; the others start with their usual deviation
+    There is a scalar bias before each convolution and each ReLU, and a scalar multiplier and a bias
+    after the last convolution, which starts at zero; the others start with their usual deviation
     times `L^(-1 / (2m - 2))`, for L blocks of m convolutions.
     """
 
@@ -154,7 +154,7 @@ class FixupBlock(nnx.Module):
                 y_bhwc = relu(y_bhwc + bias[2 * i - 1]) + bias[2 * i]
             y_bhwc = conv(y_bhwc)
         kept = self.shortcut(shifted_bhwc) if self.shortcut.changes else x_bhwc
-        return relu(kept + y_bhwc * multiplier + bias[-1])
+        return relu(kept + y_bhwc * multiplier[0] + bias[-1])
 
 
 class Shortcut(nnx.Module):
@@ -231,7 +231,7 @@ class ResNet(Classifier):
         """Means of the last block over all positions, [b, d]."""
         x_bhwc = self.stem(self.input(images_bhwc))
         if self.stem_bias is not None:
-            x_bhwc = relu(x_bhwc + self.stem_bias[...].astype(x_bhwc.dtype))
+            x_bhwc = relu(x_bhwc + self.stem_bias[0].astype(x_bhwc.dtype))
         elif self.stem_norm is not None:
             x_bhwc = relu(self.stem_norm(x_bhwc))
         if self.config.stem == "large":
@@ -241,7 +241,7 @@ class ResNet(Classifier):
         if self.final_norm is not None:
             x_bhwc = relu(self.final_norm(x_bhwc))
         x_bd = x_bhwc.mean(axis=(1, 2))
-        return x_bd if self.head_bias is None else x_bd + self.head_bias[...].astype(x_bd.dtype)
+        return x_bd if self.head_bias is None else x_bd + self.head_bias[0].astype(x_bd.dtype)
 
 
 def branch_layout(

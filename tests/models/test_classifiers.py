@@ -172,8 +172,9 @@ def test_images_are_normalised_by_channel_inside_the_model():
     mean, std = (0.1, 0.2, 0.3, 0.4), (0.5, 1.0, 2.0, 0.25)
     scaled = dataclasses.replace(config, mean=mean, std=std).build(nnx.Rngs(0))
     images = images_of("small_cnn")
+    normalised = (np.asarray(images) - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(
-        scaled(images), plain((images - np.array(mean)) / np.array(std)), rtol=1e-4, atol=1e-5
+        scaled(images), plain(jnp.asarray(normalised, jnp.float32)), rtol=1e-4, atol=1e-5
     )
 
 
