@@ -14,6 +14,8 @@ from jaxlab.train.watchdog import STUCK
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The files of a study that the page shows: tests/study/test_own_study_page.py runs it.
+FILES = ROOT / "docs" / "own_study.md"
 
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:
@@ -29,6 +31,7 @@ def commands(language: str = "bash") -> list[str]:
 SNIPPETS = [
     pytest.param(code, id=f"{page.stem}-{i}")
     for page in PAGES
+    if page != FILES
     for i, code in enumerate(blocks(page, "python"))
 ]
 
