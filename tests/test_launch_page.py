@@ -64,7 +64,7 @@ def test_the_page_has_a_command_for_every_kind_of_cluster():
 )
 def test_what_a_cluster_is_told_is_understood(arguments, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(block_recurrent, "plan", lambda *_: [])
+    monkeypatch.setattr(block_recurrent, "trainings", lambda config: [])
     monkeypatch.setattr(sys, "argv", ["block_recurrent", *arguments, "--dry_run"])
     with pytest.raises(SystemExit) as end:
         block_recurrent.main()
