@@ -23,7 +23,7 @@ def code_of(path: pathlib.Path) -> str:
     code = "\n".join(f"print('cell {i}')\n{source}" for i, source in enumerate(sources))
     short, replaced = re.subn(r"\bsteps=\d+", "steps=25", code)
     assert replaced, f"{path.name} sets no steps=N, which the test would lower"
-    return short.replace('digits("test")', 'digits("test").first(32)')
+    return short.replace('digits("test")', 'digits("test").first(128)')
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
