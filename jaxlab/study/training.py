@@ -102,7 +102,7 @@ class Training:
     @property
     def params(self) -> Params:
         """The shapes of the model's parameters, by path."""
-        return self.setup.view.params
+        return _abstract(self.model).params
 
     @property
     def setup(self) -> Setup:
@@ -129,11 +129,17 @@ class _Key:
 
 
 @functools.lru_cache(maxsize=SETUPS)
+def _abstract(model: Any) -> View:
+    """The model of a config, in shapes; no mesh is asked."""
+    return View.abstract(lambda: model.build(nnx.Rngs(0)))
+
+
+@functools.lru_cache(maxsize=SETUPS)
 def _setup(key: _Key) -> Setup:
     training = key.training
 
     def init_carry(rows: int) -> Any:
-        view = View.abstract(lambda: training.model.build(nnx.Rngs(0)))
+        view = _abstract(training.model)
         return view.apply(view.params, rows, method="init_carry")
 
     return make_setup(
