@@ -37,8 +37,7 @@ from jaxlab.results import Claim, Record
 XL, OTHER, XZ = "Transformer-XL", "block-recurrent, state of another", "xz -9e"
 NAMES = {RECURRENT: "block_recurrent", WINDOWED: "sliding_window", XL: "transformer_xl"}
 CONTROLS = {RESET: "reset/scores", OTHER: "swapped/scores"}
-SAMPLE = "sample.txt"
-SLOWER = 1.10  # how much longer a step of the recurrent model may take
+SAMPLE, SLOWER = "sample.txt", 1.10  # SLOWER: the most that a step may take, relative to sliding
 
 
 def trainings(config: Config) -> list[study.Training]:
@@ -233,8 +232,8 @@ def page(record: Record, numbers: Mapping[str, Any]) -> study.Page:
     config = from_dict(Config, record.config)
     window, layers, seeds = config.model.window, config.baseline_layers, config.num_seeds
     models = on_text(config)
-    figures = {"training": study.loss_curves(models, record)}
-    figures |= study.text_figures(numbers, reach_of(config), baseline=WINDOWED)
+    figures = study.text_figures(numbers, reach_of(config), baseline=WINDOWED)
+    figures["training"] = study.loss_curves(models, record)
     figures |= study.state_figures(models[0], record)
     tables = study.text_tables(numbers, [model.group for model in models])
     if config.include_recall:
@@ -248,6 +247,7 @@ def page(record: Record, numbers: Mapping[str, Any]) -> study.Page:
     )
     documents = f"{numbers['held_out/documents']:,} documents"
     size = f"{numbers['held_out/bytes']:,} bytes"
+    sample = (record.workdir / SAMPLE).read_text("utf-8")
     return study.Page(
         "Block-Recurrent Transformer",
         f"{question}\n\nEach model was trained on the same text ({config.data.source}) for "
@@ -256,7 +256,7 @@ def page(record: Record, numbers: Mapping[str, Any]) -> study.Page:
         f"held out, {size}, each from its start.",
         figures=figures,
         tables=tables,
-        samples={f"What the {models[0].group} model writes": (record.workdir / SAMPLE).read_text()},
+        samples={f"What the {models[0].group} model writes": sample},
         introduction=f"{documents} that no model has seen, {size}; fewer bits are better:",
         hints=study.text_hints(record, SAMPLE),
     )

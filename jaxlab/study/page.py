@@ -66,9 +66,9 @@ class Page:
       title: heading.
       summary: what was asked and how; blank lines part paragraphs.
       figures: by file name without its ending.
-      tables: rows by caption; the command line prints the first one.
+      tables: rows by caption; the command line prints them too.
       samples: text by title.
-      introduction: the sentence that the command line prints over the first table.
+      introduction: the sentence that the command line prints over the tables.
       hints: further lines for the end of the command line, such as what to try next.
     """
 
@@ -126,11 +126,11 @@ def write_page(record: Record, page: Page, commands: Mapping[str, str]) -> None:
 
 
 def closing_words(record: Record, page: Page) -> str:
-    """What the command line prints at the end: a table, the claims, where things are, hints."""
-    table = results.table(next(iter(page.tables.values()))) if page.tables else ""
+    """What the command line prints at the end: tables, the claims, where things are, hints."""
+    tables = [f"{caption}\n{results.table(rows)}" for caption, rows in page.tables.items()]
     blocks = [
         page.introduction,
-        table,
+        *tables,
         "\n".join(results.claim_lines(record.claims)),
         "\n".join([f"report   {record.report_path}", *page.hints]),
     ]
