@@ -260,7 +260,7 @@ def test_at_replaces_parameters_in_any_order_and_leaves_the_view():
     other = View.of(linear(1)).params
     moved = view.at(dict(reversed(other.items())))
     assert list(moved.params) == ["bias", "kernel"]
-    assert np.array_equal(moved(x), x @ other["kernel"] + other["bias"])
+    assert np.array_equal(moved(x), x @ other["kernel"] + other["bias"][None])
     assert np.array_equal(view(x), before)
 
 
