@@ -40,6 +40,7 @@ from jaxlab.core import (
     UsageError,
     WriteError,
     flatten,
+    from_main_process,
     is_main_process,
     nearest,
     num_processes,
@@ -296,7 +297,8 @@ class Command:
     def _complete(self, config: Any, record: Record, config_flag: str) -> None:
         path, _ = split_variant(config_flag)
         command = repeat_command(record, path)
-        if not record.complete:
+        # The main process looks and writes, so that all take the same way.
+        if not from_main_process(lambda: record.complete):
             if self._trainings is not None:
                 check(self._trainings(config), record)
             try:
@@ -305,11 +307,17 @@ class Command:
                 print(unfinished)
                 return
             if results is not None:
-                record.write_results(results.claims, with_command(results.numbers, command))
-        if self._page is not None and record.complete:
+                numbers = with_command(results.numbers, command)
+                on_main_process(lambda: record.write_results(results.claims, numbers))
+
+        def draw() -> None:
+            assert self._page is not None
             page = self._page(record, values_of(record.results["numbers"]))
-            on_main_process(lambda: write_page(record, page, {"the whole run": command}))
+            write_page(record, page, {"the whole run": command})
             print(closing_words(record, page))
+
+        if self._page is not None and from_main_process(lambda: record.complete):
+            on_main_process(draw)
 
     def _samples(self, found: flags.FlagValues) -> bool:
         return self._sample is not None and found.sample is not None
