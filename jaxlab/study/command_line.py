@@ -282,6 +282,7 @@ class Command:
         if found.dry_run:
             self._print_plan(config, _pod(found))
             return
+        share = parse_share(found.share) if found.share or num_processes() == 1 else None
         record = Record.create(
             self._workdir(found),
             experiment=self._file.stem,
@@ -290,7 +291,6 @@ class Command:
             config=to_dict(config),
             ignore=self._may_change,
         )
-        share = parse_share(found.share) if found.share or num_processes() == 1 else None
         with use_share(share):
             self._complete(config, record, found.config)
 

@@ -61,7 +61,7 @@ class Rows(Mapping[str, Sequence[Mapping[str, Any]]]):
         rows = self[name]
         if metric not in rows[0]:
             raise UsageError(f"{name!r} has no {metric!r}{nearest(metric, rows[0])}")
-        return [_with_nan(row[metric]) for row in rows]
+        return [row[metric] for row in rows]
 
     def mean(self, name: str, metric: str) -> Interval:
         """The mean over seeds, with its 95% interval by Student's t."""
@@ -87,7 +87,7 @@ def numbers_of(
 
     Args:
       trainings: those of the rows.
-      rows: with scalars; other values are left out.
+      rows: what was measured on them; values that are not scalars are left out.
       baseline: the training to which the others are compared, paired by seed.
 
     Returns:
@@ -96,19 +96,20 @@ def numbers_of(
       `..._over_<baseline>`, the mean difference with its interval.
     """
     names = [training.name for training in trainings]
-    row = rows[names[0]][0]
-    metrics = [name for name, value in row.items() if isinstance(value, float | int | None)]
+    measured = {name: rows[name][0] for name in names}
+    scalars = (m for row in measured.values() for m, v in row.items() if isinstance(v, float | int))
     numbers: dict[str, Any] = {
         "trainings/group": {training.name: training.group for training in trainings},
         "trainings/x": {training.name: training.x for training in trainings},
     }
-    for metric in metrics:
-        numbers[metric] = {name: list(rows.mean(name, metric)) for name in names}
-        numbers[f"{metric}_by_seed"] = {name: rows.values_of(name, metric) for name in names}
-        if baseline is not None:
+    for metric in dict.fromkeys(scalars):
+        having = [name for name in names if metric in measured[name]]
+        numbers[metric] = {name: list(rows.mean(name, metric)) for name in having}
+        numbers[f"{metric}_by_seed"] = {name: rows.values_of(name, metric) for name in having}
+        if baseline in having:
             numbers[f"{metric}_over_{baseline}"] = {
                 name: list(rows.difference(name, baseline, metric))
-                for name in names
+                for name in having
                 if name != baseline
             }
     return numbers
@@ -137,12 +138,15 @@ def measure(
         of the values on disk, they are measured again.
 
     Raises:
-      UsageError, TrainingDiverged, WriteError, TrainingInterrupted: see `train.run_setup`.
+      UsageError: a training on which nothing is measured.
+      TrainingDiverged, WriteError, TrainingInterrupted: see `train.run_setup`.
     """
     share = current_share()
     units = [(training, index) for training in trainings for index in range(seeds)]
     for training, index in units if share is None else share.order(units):
         seeded, wanted = training.seeded(index), measurements(training)
+        if not wanted:
+            raise UsageError(f"nothing is measured on training {training.name}; use study.fit")
         if _row(seeded, record, wanted, settings) is not None:
             continue
         if share is None:
@@ -190,7 +194,7 @@ def _row(
     values = from_main_process(lambda: _read(path, settings))
     if not values or not wanted.keys() <= values.keys():
         return None
-    return {name: values[name] for name in wanted}
+    return {name: _with_nan(values[name]) for name in wanted}
 
 
 def _read(path: pathlib.Path, settings: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import pathlib
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -144,23 +143,38 @@ def locked(folder: pathlib.Path) -> Iterator[bool]:
 
 def _create(path: pathlib.Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(2):
-        try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            if not _is_stale(path):
-                return False
-            # Renaming succeeds for one of several processes that see the same stale lock.
-            aside = path.with_name(f"{LOCK}.{socket.gethostname()}.{os.getpid()}")
-            with contextlib.suppress(OSError):
-                path.rename(aside)
-                aside.unlink()
-            continue
-        with os.fdopen(file, "w") as opened:
-            holder: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
-            json.dump(holder, opened)
-        return True
-    return False
+    return _create_file(path) or (_is_stale(path) and _take_over(path))
+
+
+def _create_file(path: pathlib.Path) -> bool:
+    """Creates a file that names its holder; False where it is there already."""
+    holder: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+    try:
+        with open(path, "x") as file:
+            json.dump(holder, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _take_over(path: pathlib.Path) -> bool:
+    """Puts a lock in place of a stale one.
+
+    A second file lets one process at a time do it. It looks at the lock again, which another may
+    have replaced by a live one since it was seen to be stale.
+    """
+    guard = path.with_name(f"{path.name}.guard")
+    if not _create_file(guard):
+        if _is_stale(guard):  # its holder died here; the next attempt takes the lock over
+            guard.unlink(missing_ok=True)
+        return False
+    try:
+        if not _is_stale(path):
+            return False
+        path.unlink(missing_ok=True)
+        return _create_file(path)
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def _is_stale(path: pathlib.Path) -> bool:
@@ -177,4 +191,4 @@ def _is_stale(path: pathlib.Path) -> bool:
 def _touch(path: pathlib.Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
         with contextlib.suppress(OSError):
-            os.utime(path, (time.time(), time.time()))
+            os.utime(path)  # by the clock of the file system, with which `_is_stale` compares

@@ -91,12 +91,8 @@ def text_sampler(load: Callable[[Record], tuple[Any, Tokenizer]]) -> Callable[..
 
 
 TEXT_SAMPLE_FLAGS: dict[str, Any] = {
-    "num_tokens": 512,
-    "temperature": 0.8,
-    "top_p": 0.95,
-    "seed": 0,
-    "stop": (),
-}
+    f.name: f.default for f in dataclasses.fields(SampleConfig) if f.name != "prompt"
+} | {"seed": 0, "stop": ()}
 """The flags of a `text_sampler`, with their defaults."""
 
 

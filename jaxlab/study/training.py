@@ -303,7 +303,8 @@ def _check_data(training: Training) -> None:
 def _check_folders(training: Training, record: Record) -> None:
     def existing() -> list[int]:
         folders = (record.workdir / training.name).glob("seed*/config.json")
-        return sorted(int(path.parent.name.removeprefix("seed")) for path in folders)
+        seeds = (path.parent.name.removeprefix("seed") for path in folders)
+        return sorted(int(seed) for seed in seeds if seed.isdecimal())
 
     for seed in from_main_process(existing):
         settings = dataclasses.replace(training.settings, seed=seed)

@@ -55,7 +55,7 @@ class Setup:
       rules: logical axis to mesh axes.
       plan: shapes and shardings of the state.
       step: the jitted training step.
-      batch: the shapes of a batch of all hosts, [b, ...] by name.
+      batch: the shapes of a global batch, [b, ...] by name.
       interventions: what changes the training; see `Intervention`.
       tokens_per_step: targets in one step, for rates; None where there is no such number.
     """
@@ -77,7 +77,7 @@ class Setup:
         return self.plan.view
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Puts this host's rows of a batch on its devices, as its part of the global batch."""
+        """Puts this process's rows of a batch on its devices, as its part of the global batch."""
         return place_rows(dict(batch), batch_sharding(self.mesh, self.rules))
 
     def init(self, first_batch: Callable[[], Batch], seed: int | None = None) -> TrainState:
@@ -105,7 +105,7 @@ class Setup:
 
     def trained(self, state: TrainState) -> View:
         """The view of the model with the arrays of a state."""
-        return dataclasses.replace(self.view.at(state.params), state=state.model_state)
+        return self.view.at(state.params, state.model_state)
 
     def describe(self, pod: Pod | None = None) -> list[str]:
         """Lines on size, memory, sharding and length of the training, from shapes alone.
@@ -158,7 +158,7 @@ def make_setup(
       config: see `TrainConfig`.
       build: makes the model.
       objective: `objective(model, batch, carry, key) -> Loss`.
-      batch: a batch of all hosts, arrays or shapes [b, ...] by name; see `batch_shapes`.
+      batch: a global batch, arrays or shapes [b, ...] by name; see `batch_shapes`.
       init_carry: makes the recurrent state for a number of rows.
       interventions: what changes the training; see `Intervention`.
       tokens_per_step: targets in one step, for rates.
@@ -220,7 +220,7 @@ def make_setup(
 
 
 def batch_shapes(stream: Stream, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes [b, ...] of the batches of all hosts, from a stream's next batch.
+    """The shapes [b, ...] of global batches, from a stream's next batch.
 
     Args:
       stream: a `jaxlab.data.Stream`; it is put back to where it was.

@@ -107,7 +107,7 @@ def run_setup(
     Args:
       setup: see `make_setup`.
       stream: batches of numpy arrays [b, ...], with `state()` and `restore(state)`; with several
-        hosts, each reads its own rows, see `core.local_rows`.
+        processes, each reads its own rows, see `core.local_rows`.
       workdir: an existing folder or a `Record`.
       config: that of this training, where it differs from the setup's in its seed.
       hooks: more hooks, called after logs, evaluation and progress bar, before checkpoints;
