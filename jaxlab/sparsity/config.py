@@ -245,11 +245,8 @@ class SparsityConfig:
     ) -> State:
         """Returns the initial state of a sparse training; see `start_sparse`."""
         batch = first_batch() if self.method in _GLOBAL else None
-        if batch is not None:
-            masks = _masks(self, setup.view, state, setup.objective, batch, seed)
-        else:
-            masks = None
-        return _starter(self, setup)(state, masks, seed)
+        start = _starter(self, setup)
+        return _started(self, start, setup.view, state, setup.objective, batch, seed)
 
     def check(self, state: Any) -> None:
         """Checks that the masks of a restored state keep as many weights as the config does.
@@ -369,16 +366,30 @@ def start_sparse(
     Raises:
       UsageError: as `make_masks` raises; the optimizer has no masks.
     """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    start = _jitted_start(config, optimizer, view, shardings)
+    return _started(config, start, view, state, objective, batch, seed)
+
+
+def _started(
+    config: SparsityConfig,
+    start: Callable[..., Any],
+    view: View,
+    state: Any,
+    objective: Objective | None,
+    batch: Batch | None,
+    seed: int,
+) -> Any:
     if not isinstance(state.opt_state, SparseState):
         raise UsageError(
-            "the optimizer of this state has no masks; make the state with config.wrap(...)"
+            "the optimizer of this state has no masks; make the state with config.wrap(...), and "
+            "give sparsity last where a training has several interventions"
         )
     # These need concrete arrays; all other methods are computed in the program of the start.
     masks = None
     if config.method in _GLOBAL:
         masks = _masks(config, view, state, objective, batch, seed)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return _jitted_start(config, optimizer, view, shardings)(state, masks, seed)
+    return start(state, masks, seed)
 
 
 def _masks(

@@ -37,8 +37,9 @@ def sparsify(
 
     Both the gradients and the updates of the inner optimizer are masked, so neither momentum nor
     weight decay revives a weight: masked weights are exactly zero after every update, even if they
-    were not before. The state stores the masks by parameter path, so they are sharded, saved and
-    restored like parameters.
+    were not before. Start from `core.apply_masks(params, masks)`, since the first gradients are
+    taken at the parameters as given. The state stores the masks by parameter path, so they are
+    sharded, saved and restored like parameters.
 
     Masks change inside a loop of zero or one iterations, so steps without a change rank and draw
     nothing; such an update has only forward-mode derivatives. A step with a change updates the

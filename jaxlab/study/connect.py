@@ -77,7 +77,7 @@ def _last_words(_signal: int) -> None:
 
 
 def _end_aborts_with(end: Callable[[int], None]) -> None:
-    # JAX's own callback for lost hosts cannot be called from Python in today's versions, and
+    # JAX's own callback for lost processes cannot be called from Python in today's versions, and
     # Python's signal handlers run in the main thread, which waits for the devices.
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
     set_handler = ctypes.CDLL(None).signal

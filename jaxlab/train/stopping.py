@@ -139,8 +139,8 @@ class StopOnSignal(Hook):
     second Ctrl-C raises KeyboardInterrupt at once. The previous handlers are restored at the end.
     In threads other than the main one, which cannot handle signals, this hook does nothing.
 
-    With several hosts, a signal to any of them ends the run on all, after one and the same step:
-    JAX passes SIGTERM on to the other hosts and agrees with them on the step
+    With several processes, a signal to any of them ends the run on all, after the same step: JAX
+    passes SIGTERM on to the other processes and agrees with them on the step
     (`jax.experimental.multihost_utils.reached_preemption_sync_point`), and a Ctrl-C is made one.
 
     Attributes:
@@ -179,7 +179,7 @@ class StopOnSignal(Hook):
         os.kill(os.getpid(), signal.SIGTERM)
 
     def after_step(self, run: Run) -> None:
-        """Ends the run at the step that all hosts have agreed upon."""
+        """Ends the run at the step that all processes have agreed upon."""
         if num_processes() > 1 and reached_preemption_sync_point(run.step):
             run.interrupted = signal.SIGTERM
             run.stop = True
