@@ -37,7 +37,7 @@ from jaxlab.results import Claim, Record
 XL, OTHER, XZ = "Transformer-XL", "block-recurrent, state of another", "xz -9e"
 NAMES = {RECURRENT: "block_recurrent", WINDOWED: "sliding_window", XL: "transformer_xl"}
 CONTROLS = {RESET: "reset/scores", OTHER: "swapped/scores"}
-SAMPLE, SLOWER = "sample.txt", 1.10  # SLOWER: the most that a step may take, relative to sliding
+SAMPLE, SLOWER = "sample.txt", 1.10  # SLOWER: times the step of the sliding-window model
 
 
 def trainings(config: Config) -> list[study.Training]:
@@ -167,8 +167,9 @@ def judge(
     numbers = study.score_numbers(scores) | study.training_numbers(models, record)
     numbers["held_out/bits_per_byte"] |= {XZ: held_out_text(config).xz_bits_per_byte()}
     numbers["model/parameters"] = {each.group: each.setup.view.num_params for each in models}
-    seconds = numbers["time/step_seconds"]
-    return study.Results(claims_of(scores, seconds, config.model.window), numbers)
+    return study.Results(
+        claims_of(scores, numbers["time/step_seconds"], config.model.window), numbers
+    )
 
 
 def claims_of(
@@ -272,9 +273,9 @@ def load(record: Record) -> tuple[TransformerLM, data.Tokenizer]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see `jaxlab.study.main`."""
     grows = "num_seeds", "recall.num_seeds", "include_xl", "include_recall", "sample"
-    options = {"grows": grows, "train_sections": ("train", "recall.train"), "paper": PAPER}
-    options |= {"sample": study.text_sampler(load), "sample_flags": study.TEXT_SAMPLE_FLAGS}
-    study.main(run, page=page, trainings=trainings, argv=argv, **options)
+    options = {"sample": study.text_sampler(load), "sample_flags": study.TEXT_SAMPLE_FLAGS}
+    options |= {"train_sections": ("train", "recall.train"), "paper": PAPER, "argv": argv}
+    study.main(run, page=page, trainings=trainings, grows=grows, **options)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,12 @@ class Checkpoints:
                 metrics=None if rank is None else {"rank": rank},
             )
 
+    def prepare(self, state: Saveable) -> None:
+        """Compiles what `save` computes of such a state, so that no step waits for it later."""
+        leaves = by_path(state.items())
+        checksums(leaves)
+        join(leaves, joined_paths(leaves))
+
     def restore(self, target: S) -> Restored[S] | None:
         """Restores the newest readable checkpoint.
 

@@ -115,7 +115,14 @@ class Training:
         identity = self.identity
         if not any(each.seeds_step() for each in self.interventions):
             del identity["train"]["seed"]
-        text = json.dumps([identity, {n: str(x) for n, x in self.batch.items()}], sort_keys=True)
+        shapes = {name: str(x) for name, x in self.batch.items()}
+        try:
+            text = json.dumps([identity, shapes], sort_keys=True)
+        except TypeError as error:
+            raise UsageError(
+                f"the settings of training {self.name} cannot be kept as JSON ({error}); use "
+                "numbers, strings, booleans, None, or tuples, dicts and configs of them"
+            ) from None
         return _setup(_Key(text, self.objective, tuple(all_devices()), platform(), self))
 
 

@@ -65,8 +65,9 @@ class SaveCheckpoint(Hook):
         self._begun: int | None = None
 
     def start(self, run: Run) -> None:
-        """Notes where the run starts: that state needs no saving."""
+        """Notes where the run starts, since that state needs no saving, and prepares to save."""
         self._begun = run.step
+        self._checkpoints.prepare(run.state)
 
     def after_step(self, run: Run) -> None:
         """Saves; the files are written while the next steps run."""

@@ -16,7 +16,17 @@ from jaxlab.data import image_batch_shapes
 from jaxlab.models import MLPConfig
 from jaxlab.objectives import classify
 from jaxlab.results import Record
-from jaxlab.study import Rows, Share, Training, Unfinished, check, measure, sharing, use_share
+from jaxlab.study import (
+    Rows,
+    Share,
+    Training,
+    Unfinished,
+    check,
+    measure,
+    numbers_of,
+    sharing,
+    use_share,
+)
 from jaxlab.study.sharing import locked, parse_share
 from jaxlab.train import TrainConfig
 
@@ -152,6 +162,23 @@ def test_a_lock_whose_holder_died_is_taken_over_by_one(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stale_lock_that_another_process_replaces_is_left_to_it(tmp_path, monkeypatch):
+    path = tmp_path / sharing.LOCK
+    path.write_text("{}")
+    os.utime(path, (0, 0))
+    guarded = sharing._create_file
+
+    def replaced_first(file):
+        if file.name.endswith(".guard"):  # between the look at the lock and the guard
+            path.write_text("live")
+        return guarded(file)
+
+    monkeypatch.setattr(sharing, "_create_file", replaced_first)
+    with locked(tmp_path) as taken:
+        assert not taken
+    assert path.read_text() == "live" and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "expected"),
     [
@@ -179,6 +206,24 @@ def test_a_share_comes_from_the_flag_or_the_cluster(text, environment, expected)
 def test_a_share_that_is_none_is_refused(text):
     with pytest.raises(UsageError, match="INDEX/COUNT with an index from 0"):
         parse_share(text)
+
+
+def test_settings_that_json_cannot_hold_are_refused_in_one_line():
+    with pytest.raises(UsageError, match="settings of training odd cannot be kept as JSON"):
+        check([training("odd", data={"source": object()})])
+
+
+def test_a_training_on_which_nothing_is_measured_is_refused(record, fitted):
+    with pytest.raises(UsageError, match="nothing is measured on training one; use study.fit"):
+        measure([training("one")], record, 1, lambda _: {})
+    assert not fitted
+
+
+def test_metrics_of_some_trainings_stand_beside_those_of_all():
+    rows = Rows({"a": [{"m": 1.0, "only": 2.0}], "b": [{"m": 3.0, "list": [1]}]})
+    numbers = numbers_of([training("a"), training("b")], rows, baseline="b")
+    assert numbers["only"] == {"a": [2.0, -math.inf, math.inf]} and "list" not in numbers
+    assert numbers["m_over_b"]["a"][0] == -2.0 and "only_over_b" not in numbers
 
 
 def test_names_are_folders_each_given_once():
